@@ -1,0 +1,1 @@
+"""One folder an operation: reference, fast path, and the maths."""

@@ -1,0 +1,1 @@
+"""Pictures: packed into shards, indexed, ordered, read, augmented, streamed."""

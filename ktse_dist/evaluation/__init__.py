@@ -1,0 +1,1 @@
+"""Scores: confusion counts, threshold sweep, tag mAP."""

@@ -1,0 +1,1 @@
+"""Network to CAMs to masks to files."""

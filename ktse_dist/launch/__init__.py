@@ -1,0 +1,1 @@
+"""Ray: the only imports of it."""

@@ -1,0 +1,1 @@
+"""Backbones, the CAM head, and the weights that go into them."""

@@ -1,0 +1,1 @@
+"""The loop, its engines, checkpoints and metrics; nothing here knows Ray."""
