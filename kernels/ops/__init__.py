@@ -1,1 +1,1 @@
-"""One folder an operation: reference, fast path, and the maths."""
+"""One folder an op: its plain formula (reference.py), its fast path (function.py), its maths and bounds (README.md)."""

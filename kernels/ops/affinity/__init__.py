@@ -1,0 +1,1 @@
+"""Pixel-adaptive refinement of masks."""

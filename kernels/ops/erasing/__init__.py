@@ -1,0 +1,1 @@
+"""Where the present classes are (foreground), and pictures without these places (erase)."""

@@ -1,0 +1,1 @@
+"""Global pyramid head: class scores from a CAM and its gated pooling pyramid."""

@@ -1,0 +1,1 @@
+"""Segmentation loss of the CAM network on its own pseudo-labels."""

@@ -1,0 +1,1 @@
+"""Losses on the gap between two CAMs beyond a margin: mixed pictures (transfer) and erased ones (alignment)."""
