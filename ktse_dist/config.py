@@ -1,0 +1,314 @@
+"""The schema of a run: frozen pydantic models, presets, YAML and `a.b=c` overrides.
+
+Precedence: preset < YAML < override. Nothing else in ktse_dist reads YAML.
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ktse_dist.errors import UserError
+from ktse_dist.presets import PRESETS
+
+YAML_LIMIT = 65_536  # bytes; a larger file is not one of our configs
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Run(Model):
+    """Where a run leaves its files: <root>/<name>/."""
+
+    root: Path | None = None  # None: $KTSE_RUNS, else ./runs
+    name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    seed: int = Field(5137, ge=0, lt=2**31)  # the published run's seed
+
+
+class Data(Model):
+    """Which pictures, and how a training crop is cut from one (METHOD 1.1)."""
+
+    path: Path | None = None  # None: the embedded stickers, packed on first use under the run root
+    window_shards: int | None = Field(None, ge=1)  # shards shuffled together; None: all of them
+    workers: int = Field(0, ge=0, le=64)  # decoding processes of each rank; 0: decode in the training process
+    long_side: tuple[int, int] = (256, 512)  # drawn uniformly, inclusive
+    crop: int = Field(320, ge=32, le=2048)
+    resize: Literal["opencv", "pillow"] = "opencv"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Data":
+        low, high = self.long_side
+        if not 16 <= low <= high <= 4096:
+            raise ValueError(f"long_side is {[low, high]}; allowed are 16 <= smallest <= largest <= 4096")
+        return self
+
+
+class Network(Model):
+    """The backbone in front of the CAM head."""
+
+    backbone: Literal["efficientnet_lite0", "resnet38d"] = "efficientnet_lite0"
+    output_stride: Literal[8, 16] = 16
+    weights: Path | Literal["imagenet", "none"] = "imagenet"  # or a .safetensors file
+
+    @model_validator(mode="after")
+    def _resnet38d_has_one_stride(self) -> "Network":
+        if self.backbone == "resnet38d" and self.output_stride != 8:
+            raise ValueError(f"output_stride is {self.output_stride}; resnet38d has 8 only: set model.output_stride=8")
+        return self
+
+
+class Erasing(Model):
+    """Intra-image erasing: which confident pixels are hidden from the second look (METHOD 1.5.1, 1.5.2)."""
+
+    threshold: float = Field(0.6, gt=0, lt=1)  # share of a class's peak activation
+    margin: float = Field(0.05, ge=0, lt=1)  # tolerated difference in local alignment
+
+
+class Transfer(Model):
+    """Simulated inter-image erasing: what the mixed picture may lose against its halves (METHOD 1.5.7)."""
+
+    margin: float = Field(0.05, ge=0, lt=1)
+    pairs: int | None = Field(None, ge=1)  # the first pairs of the global batch; None: all. Published: 4
+
+
+class PseudoLabel(Model):
+    """Online pseudo-labels (METHOD 1.6)."""
+
+    high: float = Field(0.3, gt=0, lt=1)  # background plane that foreground must beat
+    low: float = Field(0.15, gt=0, lt=1)  # background plane that sure background stays below
+    division: Literal["relu", "raw"] = "relu"  # raw divides a CAM that is negative everywhere by its negative peak
+    pixels: Literal["exact", "truncated"] = "exact"  # truncated: PAR sees pixels cut down to whole grey levels
+    padding: Literal["ignored", "labelled"] = "ignored"  # labelled: the empty canvas around a picture gets labels too
+
+
+class Segmentation(Model):
+    """The pixel losses on the pseudo-labels (METHOD 1.5.6, 1.5.8)."""
+
+    fg_weight: float = Field(0.0125, ge=0)
+    inter_weight: float = Field(0.005, ge=0)
+    inter_threshold: float = Field(0.2, ge=0, lt=1)
+
+
+class Detach(Model):
+    """Which CAM is only a teacher, so that no gradient reaches it. The published run detaches none."""
+
+    transfer: bool = True  # the CAMs of the two halves
+    local: bool = False  # the erased picture's CAM
+    global_: bool = Field(False, alias="global")  # the un-erased picture's CAM
+
+
+class Method(Model):
+    """KTSE's losses. sie, ssr, mga weigh the paper's parts; 0 switches a part and its network passes off."""
+
+    preset: Literal["published", "corrected"] = "corrected"
+    sie: float = Field(1.0, ge=0)
+    ssr: float = Field(1.0, ge=0)
+    mga: float = Field(1.0, ge=0)
+    erasing: Erasing = Erasing()
+    transfer: Transfer = Transfer()
+    pseudo_label: PseudoLabel = PseudoLabel()
+    segmentation: Segmentation = Segmentation()
+    detach: Detach = Detach()
+
+    @property
+    def uses_pairs(self) -> bool:
+        """Whether any loss looks at the mixed picture, and so at partners."""
+        return self.sie > 0 or self.ssr > 0
+
+    @property
+    def is_classification(self) -> bool:
+        return not (self.uses_pairs or self.mga > 0)
+
+
+class Phase(Model):
+    """SGD in one phase."""
+
+    lr: float = Field(gt=0, le=10)
+    momentum: float = Field(ge=0, lt=1)
+    head_rate: float = Field(gt=0, le=100)  # learning rate of the new head, as a multiple
+
+
+class Optimiser(Model):
+    """SGD with polynomial decay (METHOD 1.3)."""
+
+    phase1: Phase
+    phase2: Phase
+    weight_decay: float = Field(5e-4, ge=0)
+    power: float = Field(0.9, gt=0)
+    horizon: Literal["actual", "batch_8"] = "actual"  # batch_8: updates as if every batch had 8 pictures
+
+
+class Train(Model):
+    """How long, how large, how often."""
+
+    batch: tuple[tuple[int, int], ...] = ((0, 16),)  # (from epoch, pictures in the global batch)
+    epochs: int = Field(40, ge=1, le=10_000)
+    phase1_epochs: int = Field(10, ge=0)  # classification only, before KTSE's losses start
+    precision: Literal["fp32", "bf16"] = "fp32"
+    baseline: bool = False  # also fork a classification-only run from the end of phase 1
+    checkpoint_steps: int = Field(200, ge=1)
+    keep: int = Field(2, ge=1)  # latest checkpoints kept
+    log_steps: int = Field(10, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Train":
+        starts = [start for start, _ in self.batch]
+        if not starts or starts[0] != 0 or starts != sorted(set(starts)) or min(size for _, size in self.batch) < 1:
+            raise ValueError(f"batch is {self.batch}; allowed are [[0, size], [later epoch, size], ...], sizes >= 1")
+        if self.phase1_epochs > self.epochs:
+            raise ValueError(f"phase1_epochs is {self.phase1_epochs}; allowed is at most train.epochs={self.epochs}")
+        return self
+
+    def batch_size(self, epoch: int) -> int:
+        return next(size for start, size in reversed(self.batch) if start <= epoch)
+
+
+class Engine(Model):
+    """What moves gradients: `torch` is one process without Ray; `ddp` and `deepspeed` run under Ray Train."""
+
+    name: Literal["torch", "ddp", "deepspeed"] = "deepspeed"
+    zero: Literal[1, 2, 3] = 2  # DeepSpeed's sharding stage
+
+
+class Ray(Model):
+    workers: int = Field(2, ge=1, le=4096)
+    use_gpu: bool = False
+    threads: int = Field(1, ge=1, le=256)  # CPU threads of one worker
+
+
+class Kernels(Model):
+    mode: Literal["auto", "reference"] = "auto"
+
+
+class Masks(Model):
+    """Seeds and masks after training (METHOD 2)."""
+
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)  # each also mirrored
+    refine: Literal["crf", "none"] = "crf"
+    alphas: tuple[float, ...] = (4.0, 6.0, 10.0, 16.0, 24.0)  # CRF background (1 - CAM)^alpha; train pictures choose
+    pictures: int | None = Field(None, ge=1)  # the first pictures of each split; None: all
+    processes: int = Field(2, ge=1, le=256)
+
+
+class Config(Model):
+    """One run, complete."""
+
+    run: Run = Run()
+    data: Data = Data()
+    model: Network = Network()
+    method: Method = Method()
+    optimiser: Optimiser
+    train: Train = Train()
+    engine: Engine = Engine()
+    ray: Ray = Ray()
+    kernels: Kernels = Kernels()
+    masks: Masks = Masks()
+
+    @model_validator(mode="after")
+    def _every_rank_has_a_picture(self) -> "Config":
+        smallest = min(size for _, size in self.train.batch)
+        if self.engine.name != "torch" and smallest < self.ray.workers:
+            raise ValueError(
+                f"train.batch has a batch of {smallest} for ray.workers={self.ray.workers}; every worker needs a "
+                "picture: raise train.batch or lower ray.workers"
+            )
+        return self
+
+    @property
+    def world(self) -> int:
+        return 1 if self.engine.name == "torch" else self.ray.workers
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The resolved config of a YAML file (None: the built-in demo) and `a.b=c` overrides. Raises UserError."""
+    given = merge(read_yaml(path or DEMO), *(parse_override(o) for o in overrides))
+    method = given.get("method")
+    preset = method.get("preset", "corrected") if isinstance(method, dict) else "corrected"
+    return validate(merge(PRESETS.get(preset, PRESETS["corrected"]), given))
+
+
+DEMO = Path(__file__).parent / "demo.yaml"
+
+
+def validate(given: dict[str, Any]) -> Config:
+    try:
+        return Config.model_validate(given)
+    except ValidationError as error:
+        raise UserError(explain(error.errors()[0])) from None
+
+
+def explain(problem: dict[str, Any]) -> str:
+    """Pydantic's first complaint as one line: key, what was found, what is allowed."""
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path) or "config"
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: no such key. {nearest(path)}"
+    if problem["type"] == "value_error":
+        return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+    return f"{key}: found {problem['input']!r}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def nearest(path: Sequence[str]) -> str:
+    model: Any = Config
+    for part in path[:-1]:
+        model = model.model_fields[part].annotation
+    known = [field.alias or name for name, field in model.model_fields.items()]
+    close = difflib.get_close_matches(path[-1], known, n=1)
+    return f"Did you mean '{'.'.join([*path[:-1], close[0]])}'?" if close else f"Allowed here: {', '.join(known)}"
+
+
+class _NoAliases(yaml.SafeLoader):
+    """Safe loading without anchors: an alias bomb stays text."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not allowed")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file: safe types only, no aliases, at most YAML_LIMIT bytes."""
+    if not path.is_file():
+        raise UserError(f"--config {path}: no such file; configs/ holds examples, and without --config the demo runs")
+    if path.stat().st_size > YAML_LIMIT:
+        raise UserError(f"--config {path}: {path.stat().st_size} bytes; a config has at most {YAML_LIMIT}")
+    try:
+        content = yaml.load(path.read_text(), Loader=_NoAliases)  # a subclass of SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: not YAML that we read ({error}); see configs/demo.yaml") from None
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"--config {path}: found a {type(content).__name__}; allowed is a mapping of sections")
+    return content or {}
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`a.b=c` as a nested mapping; c is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"'{text}': not an override; write section.key=value, for example train.epochs=3")
+    try:
+        content: Any = yaml.load(value, Loader=_NoAliases)
+    except yaml.YAMLError:
+        raise UserError(f"'{text}': the value is not YAML; quote it, for example run.name='\"a: b\"'") from None
+    for part in reversed(key.split(".")):
+        content = {part: content}
+    return content
+
+
+def merge(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Later layers win; mappings merge, everything else is replaced."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = merged.get(key)
+            merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML that `load_config` reads back to the same config."""
+    return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False)

@@ -1,0 +1,82 @@
+"""From a picture to a training crop: resize, mirror, random crop on an empty canvas (METHOD 1.1).
+
+Everything stays uint8; the empty canvas becomes the mean colour when the device normalises (method/pixels.py).
+"""
+
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ktse_dist.data import keyed
+
+Resize = Literal["opencv", "pillow"]
+LONG_SIDE, MIRROR, OFFSET_X, OFFSET_Y = range(4)  # what a draw is for
+
+
+class Crop(NamedTuple):
+    """pixels uint8 [S,S,3]; inside (top, left, bottom, right): the part of the canvas that the picture covers."""
+
+    pixels: np.ndarray
+    inside: tuple[int, int, int, int]
+
+
+class Draw(NamedTuple):
+    """The random choices of one crop. x and y are offsets: of the crop in a larger side, of the picture in a smaller."""
+
+    long_side: int
+    mirror: bool
+    x: int
+    y: int
+
+
+def target_size(height: int, width: int, long_side: int) -> tuple[int, int]:
+    """(height, width) whose longer side is `long_side`; halves round to even, as the published code does."""
+    if height > width:
+        return long_side, max(1, round(width * long_side / height))
+    return max(1, round(height * long_side / width)), long_side
+
+
+def draw(key: np.ndarray, size: tuple[int, int], long_side: tuple[int, int], crop: int) -> Draw:
+    """The choices that belong to one key, for a picture of `size` (height, width)."""
+    low, high = long_side
+    chosen = low + _below(key, LONG_SIDE, high - low + 1)
+    height, width = target_size(*size, chosen)
+    return Draw(
+        chosen,
+        _below(key, MIRROR, 2) == 1,
+        _below(key, OFFSET_X, abs(width - crop) + 1),
+        _below(key, OFFSET_Y, abs(height - crop) + 1),
+    )
+
+
+def _below(key: np.ndarray, use: int, bound: int) -> int:
+    return int(keyed.below(keyed.key(key, use), bound))
+
+
+def resize_picture(picture: np.ndarray, height: int, width: int, how: Resize) -> np.ndarray:
+    """uint8 [H,W,3] to [height,width,3]: Pillow's bicubic as published, or OpenCV (area down, cubic up)."""
+    if how == "pillow":
+        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+    shrinks = height * width < picture.shape[0] * picture.shape[1]
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+
+
+def augment(picture: np.ndarray, choices: Draw, crop: int, how: Resize) -> Crop:
+    """The training crop of a uint8 picture [H,W,3]."""
+    resized = resize_picture(picture, *target_size(*picture.shape[:2], choices.long_side), how)
+    if choices.mirror:
+        resized = resized[:, ::-1]
+    canvas = np.zeros((crop, crop, 3), np.uint8)
+    source_y, place_y = _overlap(resized.shape[0], crop, choices.y)
+    source_x, place_x = _overlap(resized.shape[1], crop, choices.x)
+    canvas[place_y, place_x] = resized[source_y, source_x]
+    return Crop(canvas, (place_y.start, place_x.start, place_y.stop, place_x.stop))
+
+
+def _overlap(side: int, crop: int, offset: int) -> tuple[slice, slice]:
+    """Along one axis: the part of the picture that is seen, and where it lies on the canvas."""
+    if side > crop:
+        return slice(offset, offset + crop), slice(0, crop)
+    return slice(0, side), slice(offset, offset + side)

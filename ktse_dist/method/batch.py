@@ -1,0 +1,33 @@
+"""What one rank sees of a global batch."""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B pictures and the partners of the first P of them (P >= 1 in phase 2, 0 in phase 1).
+
+    images uint8 [B,3,S,S], inside int32 [B,4] (method/pixels.py), labels float [B,C], keys int64 [B] (noise);
+    partners, partner_inside, partner_labels: the same for P partners.
+    pictures, pairs: how many the whole global batch has; local_pairs <= P of ours are real, a rank without any brings one
+    that weighs nothing. most_tags: the largest number of tags of any picture here.
+    """
+
+    images: Tensor
+    inside: Tensor
+    labels: Tensor
+    keys: Tensor
+    partners: Tensor
+    partner_inside: Tensor
+    partner_labels: Tensor
+    pictures: int
+    pairs: int
+    local_pairs: int
+    most_tags: int
+
+    def to(self, device: torch.device) -> "Batch":
+        tensors = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items()})

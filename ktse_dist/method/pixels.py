@@ -1,0 +1,36 @@
+"""Between grey levels and network inputs, on the device."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def normalise(pixels: Tensor, inside: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 [B,3,H,W] to float32; outside the box `inside` [B,4] (top, left, bottom, right) it is 0, the mean colour.
+
+    mean, std: three numbers each, in grey levels (0 to 255).
+    """
+    levels = pixels.to(torch.float32, memory_format=torch.channels_last)
+    scaled = (levels - _planes(mean, levels)) / _planes(std, levels)
+    return scaled * inside_mask(inside, *pixels.shape[2:])
+
+
+def inside_mask(inside: Tensor, height: int, width: int) -> Tensor:
+    """bool [B,1,H,W]: where the canvas shows the picture."""
+    top, left, bottom, right = (edge[:, None] for edge in inside.unbind(1))
+    y, x = torch.arange(height, device=inside.device), torch.arange(width, device=inside.device)
+    rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+def denormalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], truncated: bool) -> Tensor:
+    """Network inputs back to [0,1]; truncated drops the fraction of a grey level, as the published run does."""
+    unit_std, unit_mean = ([value / 255 for value in values] for values in (std, mean))
+    pixels = images * _planes(unit_std, images) + _planes(unit_mean, images)
+    # the published order of operations: another one would truncate other pixels
+    return (pixels * 255).clamp(0, 255).to(torch.uint8).to(torch.float32) / 255 if truncated else pixels
+
+
+def _planes(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device).view(1, 3, 1, 1)

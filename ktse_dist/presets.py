@@ -1,0 +1,30 @@
+"""The two presets: the published run with its quirks, and the corrected method. METHOD.md section 5 numbers the quirks."""
+
+from typing import Any
+
+PUBLISHED: dict[str, Any] = {
+    "data": {"resize": "pillow"},
+    "method": {
+        "transfer": {"pairs": 4},  # quirk 8
+        "pseudo_label": {
+            "division": "raw",  # quirk 5
+            "pixels": "truncated",  # quirk 11
+            "padding": "labelled",  # quirk 11
+        },
+        "detach": {"transfer": False, "local": False, "global": False},  # quirk 7
+    },
+    "optimiser": {
+        "phase1": {"lr": 0.01, "momentum": 5e-4, "head_rate": 1.0},  # quirks 1 and 2
+        "phase2": {"lr": 0.01, "momentum": 5e-4, "head_rate": 1.0},
+        "horizon": "batch_8",  # quirk 3
+    },
+}
+
+CORRECTED: dict[str, Any] = {
+    "optimiser": {
+        "phase1": {"lr": 0.01, "momentum": 0.9, "head_rate": 10.0},
+        "phase2": {"lr": 0.01, "momentum": 5e-4, "head_rate": 1.0},  # gentle: 0.9 with a fast head collapses
+    },
+}
+
+PRESETS = {"published": PUBLISHED, "corrected": CORRECTED}
