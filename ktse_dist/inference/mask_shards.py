@@ -1,0 +1,127 @@
+"""Masks as shards: one tar for each picture shard, same name and order, and an index to read them by row.
+
+DIR/train-00000.tar       `{key}.conf.png`, `{key}.mask.png` of each picture; any WebDataset reader reads it
+DIR/train.masks.npy       RECORD for each row of the picture index (size 0: this picture has no mask)
+DIR/train.masks.json      format version, sha256 of the picture index, per shard its name, bytes and sha256
+"""
+
+import hashlib
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+
+import numpy as np
+import webdataset as wds
+
+from ktse_dist.data.index import Index
+from ktse_dist.errors import UserError
+
+FORMAT = 1
+_MEMBER = [("offset", "<u4"), ("size", "<u4"), ("crc32", "<u4")]
+RECORD = np.dtype([("mask", _MEMBER), ("conf", _MEMBER)])
+Member = Literal["mask", "conf"]
+
+
+class MaskFiles(NamedTuple):
+    """One picture's masks, encoded by formats.encode_mask and formats.encode_confidence."""
+
+    key: str
+    mask: bytes
+    conf: bytes
+
+
+def write_mask_shard(path: Path, pictures: Iterable[MaskFiles]) -> None:
+    """Write one shard. It appears under its name only when complete, so an existing shard need not be made again."""
+    with _atomic(path) as file, wds.TarWriter(file, mtime=0, encoder=False) as tar:
+        for picture in pictures:
+            tar.write({"__key__": picture.key, "mask.png": picture.mask, "conf.png": picture.conf})
+
+
+def write_mask_index(directory: Path, index: Index) -> None:
+    """Index the shards that `directory` holds for `index`; shards and pictures without masks are allowed.
+
+    A picture that the index does not have at this place: UserError.
+    """
+    records = np.zeros(len(index), RECORD)
+    row_shards = np.asarray(index.samples["shard"])
+    shards = []
+    for number, shard in enumerate(index.shards):
+        path = directory / shard.name
+        if path.exists():
+            rows = {index.key(row): row for row in np.flatnonzero(row_shards == number).tolist()}
+            _index_shard(path, rows, records)
+            shards.append({"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)})
+    with _atomic(directory / f"{index.split}.masks.npy") as file:
+        np.save(file, records)
+    about = {"format": FORMAT, "pictures": index.sha256, "shards": shards}
+    with _atomic(directory / f"{index.split}.masks.json") as file:
+        file.write(json.dumps(about, indent=1).encode())
+
+
+def _index_shard(path: Path, rows: dict[str, int], records: np.ndarray) -> None:
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            key, name, _ = member.name.rsplit(".", 2)
+            if key not in rows:
+                raise UserError(
+                    f"{path} has a mask of '{key}', which its picture shard lacks: delete it, make it again"
+                )
+            crc = zlib.crc32(tar.extractfile(member).read())
+            records[name][rows[key]] = (member.offset_data, member.size, crc)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class MaskIndex:
+    """Masks by the row numbers of the picture index they belong to."""
+
+    def __init__(self, directory: Path, index: Index):
+        """Open the masks of `index` in `directory`. Missing, or made for other pictures: UserError."""
+        self._directory, self._index = directory, index
+        path = directory / f"{index.split}.masks.json"
+        if not path.exists():
+            raise UserError(f"{directory} has no masks of split '{index.split}' ({path.name} is missing): make them")
+        about = json.loads(path.read_text())
+        if (about["format"], about["pictures"]) != (FORMAT, index.sha256):
+            raise UserError(f"{path}: made for other pictures than those of {index.path}; make the masks again")
+        self._records = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+
+    def has(self, row: int) -> bool:
+        """Whether this picture has a mask."""
+        return bool(self._records["mask"]["size"][row])
+
+    def read(self, row: int, member: Member) -> bytes:
+        """The PNG bytes of a picture's mask or confidence. None there, or damaged: UserError."""
+        if not self.has(row):
+            raise UserError(f"{self._directory} has no mask of '{self._index.key(row)}': make masks of all pictures")
+        record = self._records[member][row]
+        path = self._directory / self._index.shards[self._index.samples["shard"][row]].name
+        with open(path, "rb") as file:
+            file.seek(int(record["offset"]))
+            content = file.read(int(record["size"]))
+        if zlib.crc32(content) != record["crc32"]:
+            raise UserError(f"{path}: {member} of '{self._index.key(row)}' is damaged: delete the shard, make it again")
+        return content
+
+
+@contextmanager
+def _atomic(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears at `path` when the block ends well; else nothing changes there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

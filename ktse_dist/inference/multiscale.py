@@ -1,0 +1,119 @@
+"""CAMs of a picture over scales and flips (METHOD.md section 2; golden/README.md section 11)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ktse_dist.data.augment import Resize, resize_picture
+
+SCALES = (0.5, 1.0, 1.5, 2.0)
+PRESENT = 1e-5  # a label above this is a tag
+
+
+@dataclass(frozen=True)
+class CamNetwork:
+    """What inference needs to know of a network.
+
+    forward: normalised images [B,3,H,W] (fp32, on `device`) -> (signed CAM [B,C,h,w], class logits [B,C]).
+    mean, std: 3 floats each, in pixel units 0..255.    bf16: run `forward` under bf16 autocast.
+    """
+
+    forward: Callable[[Tensor], tuple[Tensor, Tensor]]
+    mean: Sequence[float]
+    std: Sequence[float]
+    device: torch.device | str = "cpu"
+    bf16: bool = False
+
+
+class PictureCams(NamedTuple):
+    """One picture's result: tagged classes (ascending), their CAMs (peak just under 1), mean logits of all classes."""
+
+    keys: np.ndarray  # int64 [n]
+    cams: np.ndarray  # float32 [n,H,W]
+    scores: np.ndarray  # float32 [C]
+
+
+def network_of(
+    backbone: nn.Module, head: nn.Module, device: torch.device | str = "cpu", bf16: bool = False
+) -> CamNetwork:
+    """Our backbone and CAM head as one CamNetwork; puts both in evaluation mode."""
+    backbone.eval()
+    head.eval()
+
+    def forward(images: Tensor) -> tuple[Tensor, Tensor]:
+        cam = head(backbone(images))[:, 1:]
+        return cam, head.gates(cam)[1]
+
+    return CamNetwork(forward, backbone.mean, backbone.std, device, bf16)
+
+
+def multiscale_cam(
+    network: CamNetwork,
+    rgb: np.ndarray,
+    labels: np.ndarray,
+    scales: Sequence[float] = SCALES,
+    resize: Resize = "pillow",
+) -> PictureCams:
+    """CAMs of one picture: rgb uint8 [H,W,3], labels [C] (image-level tags, 0 or 1)."""
+    return multiscale_cams(network, rgb[None], labels[None], scales, resize)[0]
+
+
+@torch.inference_mode()
+def multiscale_cams(
+    network: CamNetwork,
+    rgb: np.ndarray,
+    labels: np.ndarray,
+    scales: Sequence[float] = SCALES,
+    resize: Resize = "pillow",
+) -> list[PictureCams]:
+    """CAMs of B pictures of one size: rgb uint8 [B,H,W,3], labels [B,C].
+
+    Each scale is one pass over the B pictures and their B mirror images. Only tagged classes are upsampled, to HxW,
+    before the relu and the sum over views. resize: `pillow` is the published bicubic; `opencv` is faster, other pixels.
+    """
+    picture, tag = np.nonzero(labels > PRESENT)
+    height, width = rgb.shape[1:3]
+    total = torch.zeros(len(tag), height, width, device=network.device)
+    scores = torch.zeros(labels.shape, device=network.device)
+    for scale in scales:
+        images = normalise(_resized(rgb, scale, resize), network)
+        cam, logits = _forward(network, torch.cat([images, images.flip(3)]))
+        total += _views(cam, picture, tag, (height, width))
+        scores += logits.unflatten(0, (2, -1)).sum(0)
+    total /= total.amax((1, 2), keepdim=True) + 1e-5
+    cams, scores = total.cpu().numpy(), (scores / (2 * len(scales))).cpu().numpy()
+    return [PictureCams(tag[picture == b], cams[picture == b], scores[b]) for b in range(len(rgb))]
+
+
+def normalise(rgb: np.ndarray, network: CamNetwork) -> Tensor:
+    """rgb uint8 [B,H,W,3] -> float32 [B,3,H,W] on the network's device, channels-last in memory."""
+    pixels = torch.from_numpy(np.ascontiguousarray(rgb)).to(network.device).permute(0, 3, 1, 2).float()
+    mean, std = (pixels.new_tensor(list(values))[:, None, None] for values in (network.mean, network.std))
+    return (pixels - mean) / std
+
+
+def _forward(network: CamNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=network.bf16):
+        cam, logits = network.forward(images)
+    return cam.float(), logits.float()
+
+
+def _views(cam: Tensor, picture: np.ndarray, tag: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """Sum over view and mirrored view of relu(up(CAM)) for each (picture, tag): cam [2B,C,h,w] -> [pairs,H,W]."""
+    if len(tag) == 0:
+        return cam.new_zeros(0, *size)
+    both = cam.unflatten(0, (2, -1))[:, picture, tag]
+    straight, mirrored = F.interpolate(both, size=size, mode="bilinear", align_corners=False).relu()
+    return straight + mirrored.flip(-1)
+
+
+def _resized(rgb: np.ndarray, scale: float, resize: Resize) -> np.ndarray:
+    height, width = (round(side * scale) for side in rgb.shape[1:3])
+    if (height, width) == rgb.shape[1:3]:
+        return rgb
+    return np.stack([resize_picture(picture, height, width, resize) for picture in rgb])

@@ -1,0 +1,78 @@
+"""Multi-scale flipped inference against the published numbers, driven by the published code's tiny network."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ktse_dist.inference.multiscale import CamNetwork, multiscale_cam, multiscale_cams, normalise
+
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+@pytest.fixture(scope="module")
+def case(golden):
+    return golden("msf_infer")
+
+
+@pytest.fixture(scope="module")
+def network(case) -> CamNetwork:
+    w = {name[2:]: torch.from_numpy(array) for name, array in case.items() if name.startswith("w_")}
+
+    def forward(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = F.conv2d(images, w["conv1a.weight"], stride=2, padding=1)
+        x = F.conv2d(x, w["b2.conv.weight"], stride=2, padding=1).relu()
+        x = F.conv2d(x, w["b3.conv.weight"], w["b3.conv.bias"], stride=2, padding=1).relu()
+        x = F.conv2d(x, w["b7.conv.weight"]).relu()
+        statistics = (w["bn7.running_mean"], w["bn7.running_var"], w["bn7.weight"], w["bn7.bias"])
+        x = F.conv2d(F.batch_norm(x, *statistics).relu(), w["fc8.weight"]).relu()
+        cam = F.conv2d(x, w["fc9.weight"])[:, 1:]
+        return cam, cam.mean((2, 3))
+
+    return CamNetwork(forward, MEAN, STD)
+
+
+def test_cams_match_the_published_inference(case, network):
+    result = multiscale_cam(network, case["i0_rgb_u8"], case["i0_label"])
+    np.testing.assert_array_equal(result.keys, case["i0_keys"])
+    np.testing.assert_allclose(result.cams, case["i0_norm_cam"], rtol=1e-4, atol=2e-6)
+
+
+def test_normalised_picture_matches_the_published_input(case, network):
+    images = normalise(case["i0_rgb_u8"][None], network)
+    np.testing.assert_allclose(images[0].numpy(), case["i0_scaled2"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("resize", ["pillow", "opencv"])
+def test_a_batch_of_pictures_gives_each_what_it_gets_alone(case, network, resize):
+    rgb = np.stack([case["i0_rgb_u8"], case["i0_rgb_u8"][::-1], case["i0_rgb_u8"][:, ::-1]])
+    labels = np.zeros((3, 20), np.float32)
+    labels[0, [3, 7, 11]] = labels[2, [0]] = 1  # the middle picture has no tag
+    together = multiscale_cams(network, rgb, labels, resize=resize)
+    for picture, tags, result in zip(rgb, labels, together, strict=True):
+        alone = multiscale_cam(network, picture, tags, resize=resize)
+        np.testing.assert_array_equal(result.keys, np.flatnonzero(tags))
+        np.testing.assert_allclose(result.cams, alone.cams, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(result.scores, alone.scores, rtol=1e-4, atol=1e-6)
+
+
+def test_scores_are_the_mean_logits_over_scales_and_flips(case, network):
+    rgb = case["i0_rgb_u8"]
+    result = multiscale_cam(network, rgb, case["i0_label"], scales=(0.5, 1))
+    views = [torch.from_numpy(case[f"i0_scaled{index}"])[None] for index in range(4)]
+    expected = torch.stack([network.forward(view)[1][0] for view in views]).mean(0)
+    np.testing.assert_allclose(result.scores, expected.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_mirrored_pictures_get_mirrored_cams(case, network):
+    rgb, labels = case["i0_rgb_u8"], case["i0_label"]
+    straight = multiscale_cam(network, rgb, labels, scales=(1,))
+    mirrored = multiscale_cam(network, rgb[:, ::-1], labels, scales=(1,))
+    np.testing.assert_allclose(mirrored.cams[:, :, ::-1], straight.cams, rtol=1e-4, atol=1e-6)
+
+
+def test_bf16_stays_close_to_fp32(case, network):
+    half = CamNetwork(network.forward, MEAN, STD, bf16=True)
+    exact = multiscale_cam(network, case["i0_rgb_u8"], case["i0_label"])
+    rough = multiscale_cam(half, case["i0_rgb_u8"], case["i0_label"])
+    assert 0 < np.abs(rough.cams - exact.cams).max() < 0.1
