@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ktse_dist.inference.multiscale import CamNetwork, multiscale_cam, multiscale_cams, normalise
+from ktse_dist.inference.multiscale import CamNetwork, multiscale_cam, multiscale_cams, network_of, normalise
+from ktse_dist.models.cam_head import CamHead
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -76,3 +77,25 @@ def test_bf16_stays_close_to_fp32(case, network):
     exact = multiscale_cam(network, case["i0_rgb_u8"], case["i0_label"])
     rough = multiscale_cam(half, case["i0_rgb_u8"], case["i0_label"])
     assert 0 < np.abs(rough.cams - exact.cams).max() < 0.1
+
+
+def test_our_models_background_channel_is_no_class():
+    head = CamHead(channels=1, classes=2, hidden=1)
+    with torch.no_grad():
+        head.fc8.weight.fill_(1)
+        head.fc9.weight.copy_(torch.tensor([7.0, 1.0, 2.0]).reshape(3, 1, 1, 1))
+    cam, scores = network_of(backbone(), head).forward(torch.full((1, 1, 4, 5), 3.0))
+    assert [plane.unique().item() for plane in cam[0]] == [3.0, 6.0]
+    assert scores.shape == (1, 2)
+
+
+def test_pictures_are_normalised_as_our_backbone_says():
+    images = normalise(np.full((1, 1, 1, 3), 9, np.uint8), network_of(backbone(), CamHead(1, 2)))
+    assert images.flatten().tolist() == pytest.approx([2, 7 / 5, 1])
+
+
+def backbone() -> torch.nn.Module:
+    """Features are the images themselves."""
+    module = torch.nn.Identity()
+    module.mean, module.std = (1.0, 2.0, 3.0), (4.0, 5.0, 6.0)
+    return module
