@@ -1,0 +1,146 @@
+"""Checkpoints that any engine on any number of workers can go on from: a directory of safetensors and JSON.
+
+<folder>/step-00000123/ holds weights.safetensors, optimizer.safetensors (SGD momentum) and state.json, which carries
+the digests of all three. Only rank 0 writes. A checkpoint is there whole or not at all.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ktse_dist.errors import UserError
+
+WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+FORMAT = 1
+STEP = re.compile(r"step-\d+")  # what save() prunes and latest() finds; other names are kept for good
+UNFINISHED, REPLACED = ".unfinished-", ".replaced-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """weights and momentum as Engine.load takes them; state is what was saved, as JSON gives it back."""
+
+    weights: dict[str, Tensor]
+    momentum: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save(
+    folder: Path, name: str, weights: dict[str, Tensor], momentum: dict[str, Tensor], state: dict[str, Any], keep: int
+) -> None:
+    """Write <folder>/<name>, replacing one of that name, then delete all but the last `keep` (at least 1) step-N ones.
+
+    name: `step-00000123`, or any other without a leading dot for one that stays (`phase1`). weights, momentum:
+    contiguous CPU tensors. state: JSON values. A crash leaves the older checkpoints as they were; the next save clears
+    away what it was writing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _recover(folder)
+    unfinished = folder / f"{UNFINISHED}{name}"
+    unfinished.mkdir()
+    save_file(weights, unfinished / WEIGHTS)
+    save_file(momentum, unfinished / OPTIMIZER)
+    digests = {file: _file_digest(unfinished / file) for file in (WEIGHTS, OPTIMIZER)}
+    record = {"format": FORMAT, "state": state, "files": digests}
+    (unfinished / STATE).write_text(json.dumps(record | {"digest": _digest(record)}, indent=2) + "\n")
+    for path in (*unfinished.iterdir(), unfinished):
+        _sync(path)
+    _put_in_place(unfinished, folder / name)
+    for old in _steps(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def latest(folder: Path) -> Path | None:
+    """The step-N checkpoint with the highest step, or None."""
+    steps = _steps(folder) if folder.is_dir() else []
+    return steps[-1] if steps else None
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint directory. UserError if it is none, is damaged, or would have to be unpickled."""
+    if not (path / STATE).is_file():
+        raise UserError(
+            f"{path}: not a checkpoint of ktse (a directory with {STATE} and two safetensors files). Files of PyTorch, "
+            "DeepSpeed and mxnet are pickles, which can run code, so they are not opened here: for the weights alone, "
+            "`python -m ktse_dist.models.weights FILE OUT.safetensors` and model.weights=OUT.safetensors"
+        )
+    record = _read_record(path)
+    for file in (WEIGHTS, OPTIMIZER):
+        if not (path / file).is_file() or _file_digest(path / file) != record["files"][file]:
+            raise _damaged(path, file)
+    return Checkpoint(load_file(path / WEIGHTS), load_file(path / OPTIMIZER), record["state"])
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """state.json without its own digest, once that is verified."""
+    try:
+        record = json.loads((path / STATE).read_text())
+        found, digest = record["format"], record.pop("digest")
+    except (ValueError, KeyError, AttributeError):
+        raise _damaged(path, STATE) from None
+    if found != FORMAT:
+        raise UserError(
+            f"{path / STATE}: checkpoint format {found!r}, this version reads {FORMAT}; use the ktse that wrote it"
+        )
+    if digest != _digest(record):
+        raise _damaged(path, STATE)
+    return record
+
+
+def _damaged(path: Path, file: str) -> UserError:
+    steps = _steps(path.parent)
+    older = steps[: steps.index(path)] if path in steps else []
+    rest = f"the run goes on from {older[-1].name}" if older else "the run starts anew, since there is no older one"
+    return UserError(f"{path / file}: missing or damaged (its sha256 is not the one written); delete {path} and {rest}")
+
+
+def _steps(folder: Path) -> list[Path]:
+    found = [p for p in folder.iterdir() if STEP.fullmatch(p.name)]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def _recover(folder: Path) -> None:
+    """Undo what a killed save left: half-written directories go, a replaced one without its successor comes back."""
+    for stale in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(stale)
+    for old in folder.glob(f"{REPLACED}*"):
+        successor = folder / old.name.removeprefix(REPLACED)
+        if successor.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(successor)
+
+
+def _put_in_place(finished: Path, target: Path) -> None:
+    """Rename; a directory cannot be renamed over another one, so the old one steps aside first."""
+    replaced = target.with_name(f"{REPLACED}{target.name}")
+    if target.exists():
+        target.rename(replaced)
+    finished.rename(target)
+    _sync(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
