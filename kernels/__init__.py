@@ -55,7 +55,7 @@ def erase(images: Tensor, cam: Tensor, labels: Tensor, threshold: float) -> Tens
 
 
 def transfer_loss(cam_a: Tensor, cam_b: Tensor, cam_mix: Tensor, labels: Tensor, margin: float = 0.05) -> Tensor:
-    """How much activation the mixed picture lost against its two halves (simulated inter-image erasing; METHOD.md 1.5.7).
+    """How much activation the mixed picture lost against its two halves (SIE; METHOD.md 1.5.7).
 
     cam_a, cam_b [P,C,h,w]: CAMs of the two pictures, stacked along height in the mixed one.
     cam_mix [P,C,2h,w]: CAM of the mixed picture. labels [P,C]: union of both pictures' tags.

@@ -1,7 +1,7 @@
-"""Absent classes cost nothing: what the fast paths use to touch only the CAMs of tagged classes.
+"""What is absent costs nothing: how the fast paths touch only tagged classes and confident pixels.
 
-How many tags a batch has is known on the host only for CPU tensors. On a GPU asking would stall the step, so there
-every class counts as present and the 0s of `labels` do the masking.
+How many there are is known on the host only for CPU tensors. On a GPU asking would stall the step, so there every
+class and pixel is taken and the 0s of the labels or weights do the masking.
 """
 
 from torch import Tensor
@@ -16,5 +16,10 @@ def present_pairs(labels: Tensor) -> tuple:
 
 
 def most_tags(labels: Tensor) -> int:
-    """The largest number of tags that an image of labels [B,C] has; on a GPU C, its bound."""
-    return labels.shape[1] if labels.is_cuda else int(labels.count_nonzero(dim=1).amax())
+    """The largest number of tags that an image of labels [B,C] has, at least 1; on a GPU C, its bound."""
+    return labels.shape[1] if labels.is_cuda else max(1, int(labels.count_nonzero(dim=1).amax()))
+
+
+def weighted_pixels(weights: Tensor) -> tuple:
+    """Index for [B,H,W,...] that selects the pixels whose weight [B,H,W] is not 0; on a GPU all of them."""
+    return (slice(None),) * 3 if weights.is_cuda else weights.nonzero(as_tuple=True)

@@ -1,4 +1,4 @@
-"""The global pyramid head with few launches: all levels by two products with small matrices, both gates in one conv.
+"""The global pyramid head with few launches: all levels by two products with small matrices.
 
 Averaging over cells and bringing the result back to the CAM's size are linear along each axis, so a level is
 rows @ cam @ columns, and its gradient two more products.
@@ -19,21 +19,22 @@ def pyramid_gate(cam: Tensor, gates: Sequence[tuple[Tensor, Tensor]]) -> tuple[T
     with torch.autocast(cam.device.type, enabled=False):
         cam = cam.float().contiguous()
         rows, columns = (_smoothing(length, cam.device) for length in cam.shape[-2:])
-        gpp, *finer = (rows[:, None, None] @ cam @ columns[:, None, None].mT).unbind()
+        gpp, *finer = torch.einsum("lyh,bchw,lxw->lbcyx", rows, cam, columns).unbind()
         for pooled, (positive, negative) in zip(finer, gates, strict=True):
-            gpp = _gate(gpp, pooled, torch.cat([positive, negative]).float())
+            gpp = _gate(gpp, pooled, positive.float(), negative.float())
         return gpp, ((cam * gpp).relu() * cam.sign()).mean(dim=(2, 3))
 
 
-def _gate(coarse: Tensor, fine: Tensor, weight: Tensor) -> Tensor:
-    """One gating step; weight [4,2C,3,3] holds the gate for positive activation, then that for negative."""
+def _gate(coarse: Tensor, fine: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """Mean of two levels, weighted per pixel by gates: one for what speaks for a class, one for what is against."""
     both = torch.cat([coarse, fine], dim=1)
-    parts = torch.cat([both.relu(), (-both).relu()], dim=1)
-    allow_coarse, allow_fine, deny_coarse, deny_fine = (
-        F.conv2d(parts, weight, padding=1, groups=2).sigmoid().split(1, dim=1)
-    )
-    up_coarse, up_fine, down_coarse, down_fine = parts.chunk(4, dim=1)
-    return (up_coarse * allow_coarse + up_fine * allow_fine - down_coarse * deny_coarse - down_fine * deny_fine) / 2
+    return (_weighted(both.relu(), positive) - _weighted((-both).relu(), negative)) / 2
+
+
+def _weighted(activation: Tensor, weight: Tensor) -> Tensor:
+    """Both levels' activation [B,2C,h,w] times the gates that it opens, summed over the levels: [B,C,h,w]."""
+    gates = F.conv2d(activation, weight, padding=1).sigmoid()
+    return (activation.unflatten(1, (2, -1)) * gates[:, :, None]).sum(dim=1)
 
 
 @lru_cache(maxsize=64)

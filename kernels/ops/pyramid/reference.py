@@ -22,13 +22,11 @@ def pyramid_gate(cam: Tensor, gates: Sequence[tuple[Tensor, Tensor]]) -> tuple[T
 
 def _pooled(cam: Tensor, level: int) -> Tensor:
     """The CAM averaged over level x level cells, then brought back to its size."""
-    return F.interpolate(
-        F.adaptive_avg_pool2d(cam, level), size=cam.shape[-2:], mode="bilinear", align_corners=False
-    )
+    return F.interpolate(F.adaptive_avg_pool2d(cam, level), size=cam.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _gate(coarse: Tensor, fine: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """Mean of two levels, each weighted per pixel by a gate: one for what speaks for a class, one for what is against."""
+    """Mean of two levels, weighted per pixel by gates: one for what speaks for a class, one for what is against."""
     allow = F.conv2d(torch.cat([coarse.relu(), fine.relu()], dim=1), positive, padding=1).sigmoid()
     deny = F.conv2d(torch.cat([(-coarse).relu(), (-fine).relu()], dim=1), negative, padding=1).sigmoid()
     allowed = coarse.relu() * allow[:, :1] + fine.relu() * allow[:, 1:]

@@ -4,6 +4,7 @@ Both cross-entropies share the softmax: a pixel's weight says which one it belon
 respect to the upsampled scores is known as soon as the value is, so nothing upsampled outlives its images.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -11,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels.ops.present import weighted_pixels
 from kernels.ops.segmentation.reference import denominators, named, pixel_groups
 
 ELEMENTS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 27}  # CPU: one image's scores stay in the cache
 
 
 class _Pixels(NamedTuple):
-    """What a pixel's scores are compared with, each [B,H,W]: class number, share in every term's mean."""
+    """What a pixel's scores are compared with: its class number, its share in the mean of each term; all [B,H,W]."""
 
     target: Tensor
     background: Tensor
@@ -42,7 +44,8 @@ def seg_loss(
     shares = [group / below for group, below in zip(groups, denominators(counts), strict=True)]
     valid = groups[0] | groups[1]
     pixels = _Pixels(target.long() * valid, *shares)
-    total, terms = _WeightedNll.apply(logits, pixels, (fg_weight, inter_weight), image_labels is not None)
+    with torch.autocast(logits.device.type, enabled=False):
+        total, terms = _WeightedNll.apply(logits, pixels, (fg_weight, inter_weight), image_labels is not None)
     return total, named(terms)
 
 
@@ -69,38 +72,50 @@ class _WeightedNll(torch.autograd.Function):
 
 def _images(logits: Tensor, pixels: _Pixels, weights: tuple, with_inter: bool, with_grad: bool):
     """The terms [3] that these images add, and the gradient of their weighted sum with respect to `logits`."""
-    source = logits.detach().contiguous().requires_grad_(with_grad)
-    with torch.set_grad_enabled(with_grad):
-        upsampled = F.interpolate(
-            source.float().relu(), size=pixels.target.shape[-2:], mode="bilinear", align_corners=False
-        )
-    scores = upsampled.detach()
-    entropy, grad = _softmax_nll(scores, pixels, weights[0], with_grad)
-    inter = _runner_up(scores[:, 1:], grad, pixels.confident, weights[1]) if with_inter else torch.zeros_like(entropy[0])
-    if with_grad:
-        (grad,) = torch.autograd.grad(upsampled, source, grad)
-    return torch.stack([*entropy, inter]), grad
-
-
-def _softmax_nll(scores: Tensor, pixels: _Pixels, fg_weight: float, with_grad: bool):
-    """Both mean cross-entropies, and the gradient of their weighted sum with respect to `scores`."""
-    index = pixels.target[:, None]
-    peak = scores.amax(dim=1, keepdim=True)
-    odds = (scores - peak).exp_()
-    mass = odds.sum(dim=1, keepdim=True)
-    nll = (mass.log() + peak - scores.gather(1, index))[:, 0]
-    terms = (nll * pixels.background).sum(), (nll * pixels.classes).sum()
+    logits = logits.contiguous()
+    size = pixels.target.shape[-2:]
+    scores = F.interpolate(logits.float().relu(), size=size, mode="bilinear", align_corners=False)
+    inter, rivals = _runner_up(scores, pixels.confident) if with_inter else (scores.new_zeros(()), None)
+    entropies, grad = _softmax_nll(scores, pixels, weights[0])
+    terms = torch.stack([*entropies, inter])
     if not with_grad:
         return terms, None
+    if rivals is not None:
+        chosen, slope = rivals
+        grad[:, 1:].movedim(1, -1)[chosen] += weights[1] * slope
+    across, down = (_upsampling(*lengths, grad.device) for lengths in zip(logits.shape[:1:-1], size[::-1], strict=True))
+    return terms, (down.mT @ (grad @ across) * (logits > 0)).to(logits.dtype)
+
+
+def _softmax_nll(scores: Tensor, pixels: _Pixels, fg_weight: float) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Both mean cross-entropies, and the gradient of their weighted sum, which takes the place of `scores`."""
+    index = pixels.target[:, None]
+    peak = scores.amax(dim=1, keepdim=True)
+    gap = peak - scores.gather(1, index)
+    odds = scores.sub_(peak).exp_()
+    mass = odds.sum(dim=1, keepdim=True)
+    nll = (mass.log() + gap)[:, 0]
     weight = (pixels.background + fg_weight * pixels.classes)[:, None]
+    terms = (nll * pixels.background).sum(), (nll * pixels.classes).sum()
     return terms, odds.mul_(weight / mass).scatter_add_(1, index, -weight)
 
 
-def _runner_up(scores: Tensor, grad: Tensor | None, confident: Tensor, weight: float) -> Tensor:
-    """The mean gap between second best and best class; adds its gradient, which only the second best gets."""
-    best = scores.amax(dim=1, keepdim=True)
-    second, where = scores.masked_fill(scores == best, 0).max(dim=1, keepdim=True)
-    share = confident[:, None]
-    if grad is not None:
-        grad[:, 1:].scatter_add_(1, where, weight * share * (second > 0))
-    return ((second - best) * share).sum()
+def _runner_up(scores: Tensor, confident: Tensor) -> tuple[Tensor, tuple[tuple, Tensor]]:
+    """The mean gap between second best and best class, and its gradient: only the second best gets one.
+
+    The gradient is (index of pixels, values [...,C]).
+    """
+    chosen = weighted_pixels(confident)
+    classes, share = scores[:, 1:].movedim(1, -1)[chosen], confident[chosen][..., None]
+    best = classes.amax(dim=-1, keepdim=True)
+    second, where = classes.masked_fill(classes == best, 0).max(dim=-1, keepdim=True)
+    slope = torch.zeros_like(classes).scatter_(-1, where, share * (second > 0))
+    return ((second - best) * share).sum(), (chosen, slope)
+
+
+@lru_cache(maxsize=64)
+def _upsampling(source: int, target: int, device: torch.device) -> Tensor:
+    """Bilinear upsampling along one axis as a matrix [target, source]; its transpose carries gradients back."""
+    with torch.inference_mode(False), torch.no_grad():
+        unit = torch.eye(source)[None]
+        return F.interpolate(unit, size=target, mode="linear", align_corners=False)[0].mT.contiguous().to(device)
