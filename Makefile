@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. PIP_* from the environment is honoured.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+
+# Without a GPU the CPU build of torch is meant; whoever configures pip in the environment has their own source for it.
+ifeq ($(shell command -v nvidia-smi),)
+ifeq ($(PIP_INDEX_URL)$(PIP_EXTRA_INDEX_URL)$(PIP_FIND_LINKS),)
+export PIP_EXTRA_INDEX_URL := https://download.pytorch.org/whl/cpu
+endif
+endif
+
+.PHONY: install demo test test-slow test-all lint clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints-cpu.txt --editable '.[train,kernels,crf,dev]'
+	touch $@
+
+demo: install
+	$(BIN)/ktse train
+	$(BIN)/ktse masks --run $(RUN)
+	$(BIN)/ktse evaluate --run $(RUN)
+	$(BIN)/ktse report --run $(RUN)
+
+test: install lint
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow
+
+lint: install
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV)

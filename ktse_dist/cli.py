@@ -1,0 +1,29 @@
+"""`ktse VERB ...`: every `python -m ktse_dist.X` under one command."""
+
+import importlib
+import sys
+
+from ktse_dist.errors import UserError, run_main
+
+VERBS = {
+    "pack": "ktse_dist.data.pack.__main__",
+    "train": "ktse_dist.train",
+    "masks": "ktse_dist.masks",
+    "evaluate": "ktse_dist.evaluate",
+    "report": "ktse_dist.report",
+}
+
+
+def dispatch(arguments: list[str]) -> None:
+    """Hand the rest of the line to the verb's module; only that module is imported."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: ktse {{{','.join(VERBS)}}} ...\n\n`ktse VERB --help` says more.")
+        return
+    verb, *rest = arguments
+    if verb not in VERBS:
+        raise UserError(f"'{verb}' is no verb; allowed are {', '.join(VERBS)}")
+    importlib.import_module(VERBS[verb]).main(rest)
+
+
+def main() -> None:
+    run_main(dispatch, sys.argv[1:])

@@ -1,0 +1,60 @@
+"""`python -m ktse_dist.evaluate --run RUN`: the score of seeds and masks, into summary.json."""
+
+import argparse
+import importlib.metadata
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from ktse_dist.errors import run_main
+from ktse_dist.evaluation.score import score
+from ktse_dist.masks import splits
+from ktse_dist.run_folder import RunFolder
+
+PACKAGES = ("ktse_dist", "torch", "ray", "deepspeed", "webdataset", "opencv-python-headless", "pydensecrf2")
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="ktse evaluate", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
+    folder = RunFolder(parser.parse_args(arguments).run.absolute())
+    start = time.perf_counter()
+    fields = score(folder, *splits(folder.read_config()))
+    seconds = {"evaluate": round(time.perf_counter() - start, 1)}
+    summary = folder.update_summary(**fields, versions=versions(), git=git_revision(), seconds=seconds)
+    print(lines(summary), f"summary: {folder.summary_file}\nnext: ktse report --run {folder.path}", sep="\n")
+
+
+def lines(summary: dict[str, Any]) -> str:
+    """The score for people."""
+    pictures = summary["pictures"]
+    if summary["seed_miou"] is None:
+        return f"no ground truth, so no mIoU; tag mAP on {pictures['val']} held-out pictures: {summary['tag_map']}"
+    compared = [("baseline seeds", "baseline_seed_miou"), ("KTSE seeds", "seed_miou"), ("KTSE masks", "mask_miou")]
+    rows = [
+        f"{name:15} mIoU {summary[key]:6.2f} on val ({pictures['val']} pictures), {summary[f'{key}_train']:6.2f} on train"
+        for name, key in compared
+        if summary[key] is not None
+    ]
+    return "\n".join([*rows, f"training        {summary['images_per_second']} images/s; tag mAP {summary['tag_map']}"])
+
+
+def versions() -> dict[str, str]:
+    installed = {distribution.metadata["Name"].lower().replace("-", "_") for distribution in importlib.metadata.distributions()}
+    return {name: importlib.metadata.version(name) for name in PACKAGES if name.lower().replace("-", "_") in installed}
+
+
+def git_revision() -> str | None:
+    """The revision of this source tree; None for an installed package."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except FileNotFoundError:
+        return None
+    return found.stdout.strip() or None
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,167 @@
+"""Seeds and masks of a data set: CAM, refinement and PNG in one pass over the pictures, a mask shard a picture shard.
+
+Nothing is made twice: a finished shard stays, so an interrupted run goes on where it stopped.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from ktse_dist.config import Masks
+from ktse_dist.data.augment import Resize
+from ktse_dist.data.decode import decode_jpeg, decode_mask
+from ktse_dist.data.index import Index
+from ktse_dist.data.reader import Reader
+from ktse_dist.evaluation.miou import Confusion
+from ktse_dist.evaluation.sweep import ThresholdSweep
+from ktse_dist.inference.mask_shards import MaskFiles, write_mask_index, write_mask_shard
+from ktse_dist.inference.multiscale import CamNetwork, PictureCams, multiscale_cam
+from ktse_dist.inference.pool import ordered_map
+from ktse_dist.inference.refine import Task, refine
+from ktse_dist.run_folder import write_text
+
+THRESHOLDS = tuple(step / 100 for step in range(2, 61))
+CALIBRATION = 300  # training pictures that choose the background strength; their CAMs wait in memory
+DEFAULT_THRESHOLD, DEFAULT_ALPHA = 0.2, 6.0  # without ground truth there is nothing to choose by
+
+
+class Seed(NamedTuple):
+    """One picture with its CAMs and, where the data set has it, its ground truth uint8 [H,W]."""
+
+    row: int
+    rgb: np.ndarray
+    cams: PictureCams
+    truth: np.ndarray | None
+
+
+@dataclass
+class SeedScores:
+    """What the seeds of some pictures are worth: threshold sweep, and class scores for tag mAP."""
+
+    sweep: ThresholdSweep
+    rows: list[int] = field(default_factory=list)
+    scores: list[np.ndarray] = field(default_factory=list)
+    with_truth: int = 0
+
+    def add(self, seed: Seed) -> None:
+        self.rows.append(seed.row)
+        self.scores.append(seed.cams.scores)
+        if seed.truth is not None:
+            self.with_truth += 1
+            self.sweep.update(seed.cams.keys, seed.cams.cams, seed.truth)
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}")
+        with temporary.open("wb") as file:
+            np.savez(file, rows=self.rows, scores=np.array(self.scores), with_truth=self.with_truth, **self.sweep.state())
+        temporary.replace(path)
+
+
+class SeedSource:
+    """The seeds of one network over one split."""
+
+    def __init__(self, network: CamNetwork, index: Index, config: Masks, resize: Resize):
+        self.network, self.index, self.config, self.resize = network, index, config, resize
+        self.reader = Reader(index)
+        self.kept: dict[int, Seed] = {}  # calibration's pictures, which are soon asked for again
+
+    def seed(self, row: int) -> Seed:
+        return self.kept.pop(row, None) or self._compute(row)
+
+    def _compute(self, row: int) -> Seed:
+        rgb = decode_jpeg(self.reader.read(row, "image"))
+        cams = multiscale_cam(self.network, rgb, self.index.labels([row])[0], self.config.scales, self.resize)
+        truth = decode_mask(self.reader.read(row, "mask")) if self.has_truth(row) else None
+        return Seed(row, rgb, cams, truth)
+
+    def has_truth(self, row: int) -> bool:
+        return bool(self.index.samples["mask"]["size"][row])
+
+    def new_scores(self) -> SeedScores:
+        return SeedScores(ThresholdSweep(len(self.index.classes), THRESHOLDS))
+
+    def rows_by_shard(self) -> Iterator[tuple[str, list[int]]]:
+        """(shard name without .tar, rows) of the pictures that are asked for."""
+        shard_of_row = np.asarray(self.index.samples["shard"])[: self.config.pictures]
+        for number, shard in enumerate(self.index.shards):
+            rows = np.flatnonzero(shard_of_row == number).tolist()
+            if rows:
+                yield Path(shard.name).stem, rows
+
+    def tasks(self, seeds: Iterator[Seed], strengths: tuple[float, ...]) -> Iterator[Task]:
+        palette = np.asarray(self.index.palette, np.uint8)
+        for seed in seeds:
+            yield Task(seed.rgb, seed.cams.keys, seed.cams.cams, self.config.refine, strengths, palette)
+
+
+def write_seed_scores(source: SeedSource, folder: Path) -> None:
+    """Score a network's seeds without making masks: what a baseline needs."""
+    for name, rows in source.rows_by_shard():
+        path = folder / f"{name}.seeds.npz"
+        if not path.exists():
+            scores = source.new_scores()
+            for row in tqdm(rows, desc=f"seeds of {name}", unit="picture"):
+                scores.add(source.seed(row))
+            scores.save(path)
+
+
+def write_masks(source: SeedSource, strength: float, folder: Path) -> None:
+    """Mask shards, seed scores and the mask index of one split: CAMs here, refinement in processes beside it."""
+    for name, rows in source.rows_by_shard():
+        shard, scores_file = folder / f"{name}.tar", folder / f"{name}.seeds.npz"
+        if shard.exists() and scores_file.exists():
+            continue
+        scores = source.new_scores()
+
+        def scored(rows: list[int] = rows, scores: SeedScores = scores) -> Iterator[Seed]:
+            for row in rows:
+                seed = source.seed(row)
+                scores.add(seed)
+                yield seed
+
+        results = ordered_map(refine, source.tasks(scored(), (strength,)), source.config.processes)
+        lines = tqdm(zip(rows, results, strict=True), total=len(rows), desc=f"masks of {name}", unit="picture")
+        write_mask_shard(shard, (MaskFiles(source.index.key(r), one.mask, one.confidence) for r, (one,) in lines))
+        scores.save(scores_file)
+    write_mask_index(folder, source.index)
+
+
+def calibrate(source: SeedSource, path: Path) -> dict[str, float]:
+    """The background strength for masks, chosen on the first training pictures with ground truth; kept in `path`.
+
+    Returns {"strength", "pictures", "miou"}; without any ground truth a default strength, 0 pictures and no score.
+    """
+    if path.exists():
+        return json.loads(path.read_text())
+    rows = [r for _, rows in source.rows_by_shard() for r in rows if source.has_truth(r)][:CALIBRATION]
+    crf = source.config.refine == "crf"
+    strengths = source.config.alphas if crf else THRESHOLDS
+    found: dict[str, float] = {"strength": DEFAULT_ALPHA if crf else DEFAULT_THRESHOLD, "pictures": len(rows)}
+    if rows:
+        scores = strength_scores(source, rows, strengths)
+        best = int(np.argmax(scores))
+        found |= {"strength": strengths[best], "miou": scores[best]}
+    write_text(path, json.dumps(found) + "\n")
+    return found
+
+
+def strength_scores(source: SeedSource, rows: Sequence[int], strengths: tuple[float, ...]) -> list[float]:
+    """mIoU in percent of the label maps of `rows` for each strength; keeps the seeds for the pass that follows."""
+    counts = [Confusion(len(source.index.classes)) for _ in strengths]
+
+    def keeping() -> Iterator[Seed]:
+        for row in rows:
+            source.kept[row] = source.seed(row)
+            yield source.kept[row]
+
+    results = ordered_map(refine, source.tasks(keeping(), strengths), source.config.processes)
+    for row, refined in tqdm(zip(rows, results, strict=True), total=len(rows), desc="calibration", unit="picture"):
+        for count, one in zip(counts, refined, strict=True):
+            count.update(one.labels, source.kept[row].truth)
+    return [count.miou() for count in counts]

@@ -1,0 +1,107 @@
+"""The training loop under Ray Train: one TorchTrainer, `ray.workers` processes, a local or a running cluster."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback  # what worker_failures holds; no public name
+
+from ktse_dist.config import Config
+from ktse_dist.errors import UserError
+from ktse_dist.training.loop import Job, run
+from ktse_dist.training.setup import prepare_process
+
+log = logging.getLogger("ktse")
+
+# Ray's controller looks at workers this often, and report() waits for one look.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
+
+class RayContext:
+    """A rank of a Ray Train worker group."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+
+    def report(self, metrics: dict[str, Any], checkpoint_path: Path | None = None) -> None:
+        """Ray gets the path of a checkpoint, not a copy: our own writer keeps and prunes them."""
+        ray.train.report(metrics | ({"checkpoint": str(checkpoint_path)} if checkpoint_path else {}))
+
+    def should_stop(self) -> bool:
+        return False  # a stopped cluster ends the process; the last checkpoint is where it goes on
+
+
+def train_with_ray(jobs: list[Job]) -> None:
+    """Run the jobs one after the other on the same workers. Raises UserError for what the user can mend."""
+    config = jobs[0].config
+    connect(config)
+    scaling = ScalingConfig(
+        num_workers=config.ray.workers,
+        use_gpu=config.ray.use_gpu,
+        resources_per_worker={"CPU": config.ray.threads} | ({"GPU": 1} if config.ray.use_gpu else {}),
+    )
+    trainer = TorchTrainer(
+        train_on_worker,
+        train_loop_config={"jobs": jobs},
+        torch_config=TorchConfig(backend="nccl" if config.ray.use_gpu else "gloo"),
+        scaling_config=scaling,
+        run_config=RunConfig(
+            name=f"{jobs[0].folder.path.name}-{os.getpid()}",
+            storage_path=str(jobs[0].folder.path / "ray"),
+            failure_config=FailureConfig(max_failures=0),
+            worker_runtime_env={"env_vars": worker_environment(config)},
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise user_error(error) or error from error
+    finally:
+        ray.shutdown()
+
+
+def connect(config: Config) -> None:
+    """Join the cluster of RAY_ADDRESS (set inside a submitted job), else start one on this machine for this process."""
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level="WARNING")
+    else:
+        cores = max(os.cpu_count() or 1, config.ray.workers * config.ray.threads)
+        check_gpus(config)
+        ray.init("local", num_cpus=cores, include_dashboard=False, logging_level="WARNING")
+
+
+def check_gpus(config: Config) -> None:
+    found = torch.cuda.device_count()
+    if config.ray.use_gpu and found < config.ray.workers:
+        raise UserError(
+            f"ray.use_gpu: {config.ray.workers} workers need a GPU each, this machine has {found}; "
+            "lower ray.workers, set ray.use_gpu=false, or join a cluster with RAY_ADDRESS"
+        )
+
+
+def worker_environment(config: Config) -> dict[str, str]:
+    environment = {"OMP_NUM_THREADS": str(config.ray.threads), "KTSE_KERNELS": config.kernels.mode}
+    return environment if config.ray.use_gpu else environment | {"DS_ACCELERATOR": "cpu"}
+
+
+def train_on_worker(arguments: dict[str, Any]) -> None:
+    """What each worker runs."""
+    jobs: list[Job] = arguments["jobs"]
+    prepare_process(jobs[0].config.ray.threads)
+    context = RayContext()
+    for job in jobs:
+        run(job, context)
+
+
+def user_error(error: ray.train.TrainingFailedError) -> UserError | None:
+    """The user's mistake behind a failed training, if that is what ended it."""
+    failures = error.worker_failures.values() if isinstance(error, ray.train.WorkerGroupError) else ()
+    causes = (failure._base_exc for failure in failures if isinstance(failure, UserExceptionWithTraceback))
+    return next((cause for cause in causes if isinstance(cause, UserError)), None)

@@ -1,0 +1,67 @@
+"""`python -m ktse_dist.masks --run RUN [masks.a=b ...]`: seeds and masks of a trained run, as mask shards."""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from ktse_dist.config import Config, merge, parse_override, validate
+from ktse_dist.data.index import Index
+from ktse_dist.errors import UserError, run_main
+from ktse_dist.inference.generate import SeedSource, calibrate, write_masks, write_seed_scores
+from ktse_dist.inference.multiscale import CamNetwork, network_of
+from ktse_dist.models.weights import load_model
+from ktse_dist.run_folder import RunFolder
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="ktse masks", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
+    parser.add_argument("overrides", nargs="*", metavar="masks.a=b", help="keys of the masks section")
+    options = parser.parse_args(arguments)
+    folder = RunFolder(options.run.absolute())
+    config = with_mask_keys(folder.read_config(), options.overrides)
+    start = time.perf_counter()
+    make_masks(folder, config)
+    if folder.baseline.model.exists():
+        score_baseline(folder.baseline, config)
+    folder.update_summary(seconds={"masks": round(time.perf_counter() - start, 1)})
+    print(f"masks: {folder.masks}\nnext: ktse evaluate --run {folder.path}")
+
+
+def with_mask_keys(config: Config, overrides: list[str]) -> Config:
+    for text in overrides:
+        if not text.startswith("masks."):
+            raise UserError(f"'{text}': a trained run takes keys of the masks section only, for example masks.pictures=50")
+    return validate(merge(config.model_dump(by_alias=True), *(parse_override(o) for o in overrides)))
+
+
+def make_masks(folder: RunFolder, config: Config) -> None:
+    network = network_from(folder.model)
+    train, val = (SeedSource(network, index, config.masks, config.data.resize) for index in splits(config))
+    chosen = calibrate(train, folder.masks / "calibration.json")
+    for source in (train, val):
+        write_masks(source, chosen["strength"], folder.masks)
+
+
+def score_baseline(folder: RunFolder, config: Config) -> None:
+    network = network_from(folder.model)
+    for index in splits(config):
+        write_seed_scores(SeedSource(network, index, config.masks, config.data.resize), folder.masks)
+
+
+def splits(config: Config) -> tuple[Index, Index]:
+    return Index.open(config.data.path, "train"), Index.open(config.data.path, "val")
+
+
+def network_from(model: Path) -> CamNetwork:
+    if not model.is_file():
+        raise UserError(f"{model}: not there; training has not finished: run the same ktse train command again")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backbone, head, _, _ = load_model(model)
+    return network_of(backbone.to(device), head.to(device), device)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,109 @@
+"""Where a run's files lie: <run.root>/<run.name>/ (DESIGN section 8)."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ktse_dist.config import Config, load_config, to_yaml
+from ktse_dist.errors import UserError
+
+JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the entry point of a submitted job
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run, whether or not they exist yet."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def phase1(self) -> Path:
+        """The checkpoint at the end of phase 1, from which runs fork."""
+        return self.checkpoints / "phase1"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def masks(self) -> Path:
+        return self.path / "masks"
+
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report" / "index.html"
+
+    @property
+    def baseline(self) -> "RunFolder":
+        """The classification-only run forked from the end of phase 1."""
+        return RunFolder(self.path / "baseline")
+
+    def write_config(self, config: Config) -> None:
+        write_text(self.config_file, to_yaml(config))
+
+    def read_config(self) -> Config:
+        """The resolved config that the run was started with. UserError if this is no run."""
+        if not self.config_file.is_file():
+            raise UserError(f"--run {self.path}: no config.yaml there; give the folder that ktse train printed")
+        return load_config(self.config_file)
+
+    def read_summary(self) -> dict[str, Any]:
+        return json.loads(self.summary_file.read_text()) if self.summary_file.is_file() else {}
+
+    def update_summary(self, **fields: Any) -> dict[str, Any]:
+        """Merge fields into summary.json; `seconds` is merged one level deeper and its total kept true."""
+        summary = self.read_summary()
+        seconds = {k: v for k, v in (summary.get("seconds", {}) | fields.pop("seconds", {})).items() if k != "total"}
+        summary |= fields | {"seconds": seconds | {"total": round(sum(seconds.values()), 1)}}
+        write_text(self.summary_file, json.dumps(summary, indent=2, sort_keys=True) + "\n")
+        return summary
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all: written under a temporary name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def run_root(config: Config) -> Path:
+    """run.root, else $KTSE_RUNS, else ./runs; absolute. Inside a submitted job a relative root is refused."""
+    root = config.run.root or Path(os.environ.get("KTSE_RUNS") or "runs")
+    if not root.is_absolute() and JOB_MARK in os.environ:
+        raise UserError(
+            f"run.root: found '{root}' inside a submitted job, whose folder goes away with the job; "
+            "allowed is an absolute path on storage that outlives it: set run.root=/shared/runs or KTSE_RUNS"
+        )
+    return root.absolute()
+
+
+def run_folder(config: Config) -> RunFolder:
+    return RunFolder(run_root(config) / config.run.name)
+
+
+def dataset_path(config: Config) -> Path:
+    """The packed data set; the embedded stickers lie under the run root, which every node of a cluster sees."""
+    return config.data.path.absolute() if config.data.path else run_root(config) / "stickers"

@@ -1,0 +1,69 @@
+"""`python -m ktse_dist.train [--config FILE] [a.b=c ...]`: train a run, or go on with it where it stopped."""
+
+import argparse
+from pathlib import Path
+
+from ktse_dist.config import Config, load_config, merge, to_yaml, validate
+from ktse_dist.data.pack.stickers import pack_stickers
+from ktse_dist.errors import run_main
+from ktse_dist.run_folder import RunFolder, dataset_path, run_folder, run_root
+from ktse_dist.training.context import LocalContext
+from ktse_dist.training.dry_run import describe
+from ktse_dist.training.loop import Job, check, run
+from ktse_dist.training.setup import prepare_process, start_logging
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="ktse train", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML; without it the built-in demo runs")
+    parser.add_argument("--dry-run", action="store_true", help="print config, data, parameters, memory, steps; stop")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="keys set over the config")
+    options = parser.parse_args(arguments)
+    config = resolved(load_config(options.config, options.overrides))
+    folder = run_folder(config)
+    start_logging()
+    if options.dry_run:
+        print(to_yaml(config), describe(config), sep="\n")
+        return
+    planned = jobs(config, folder)
+    for job in planned:
+        check(job)
+    train(planned)
+    print(f"trained: {folder.path}\nnext: ktse masks --run {folder.path}")
+
+
+def resolved(config: Config) -> Config:
+    """The config with absolute paths, so that it means the same from every folder; the embedded data are packed."""
+    path = dataset_path(config)
+    if config.data.path is None:
+        pack_stickers(path)
+    given = config.model_dump(by_alias=True)
+    return validate(merge(given, {"run": {"root": run_root(config)}, "data": {"path": path}}))
+
+
+def jobs(config: Config, folder: RunFolder) -> list[Job]:
+    """The run and, where asked for, the classification-only run that forks from the end of its phase 1."""
+    if not config.train.baseline:
+        return [Job(config, folder)]
+    plain = config.model_dump(by_alias=True)
+    plain["method"] |= {"sie": 0.0, "ssr": 0.0, "mga": 0.0}
+    baseline = validate(plain)
+    return [Job(config, folder), Job(baseline, folder.baseline, start=folder.phase1)]
+
+
+def train(planned: list[Job]) -> None:
+    config = planned[0].config
+    if config.engine.name == "torch":
+        prepare_process(None)
+        context = LocalContext()
+        for job in planned:
+            if not context.should_stop():
+                run(job, context)
+        return
+    from ktse_dist.launch.ray_train import train_with_ray  # only these engines need Ray installed
+
+    train_with_ray(planned)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,233 @@
+"""One training run on one rank, from its last checkpoint to its end. Nothing here knows Ray."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import kernels
+from ktse_dist import models
+from ktse_dist.config import Config
+from ktse_dist.data.index import Index
+from ktse_dist.data.stream import Plan, stream
+from ktse_dist.errors import UserError
+from ktse_dist.method.batch import Batch
+from ktse_dist.method.ktse import KTSE
+from ktse_dist.models.weights import save_model
+from ktse_dist.run_folder import RunFolder, dataset_path
+from ktse_dist.training import checkpoint
+from ktse_dist.training.context import RunContext
+from ktse_dist.training.engine import Engine, build_engine
+from ktse_dist.training.metrics import MetricsLog, Progress
+from ktse_dist.training.optim import parameter_groups, poly
+from ktse_dist.training.schedule import Schedule
+
+log = logging.getLogger("ktse")
+
+# Sections and keys that may differ when a run goes on: they change where and how it is computed, not what.
+FREE = {"run", "engine", "ray", "kernels", "masks", "data.path", "data.workers", "train.baseline",
+        "train.checkpoint_steps", "train.keep", "train.log_steps"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to train into `folder`; without a checkpoint of its own it starts from `start`, or from scratch."""
+
+    config: Config
+    folder: RunFolder
+    start: Path | None = None
+
+
+def run(job: Job, context: RunContext) -> None:
+    """Train until the last step, or until the context asks to stop; either way a checkpoint is the last thing written."""
+    config = job.config
+    index = Index.open(dataset_path(config), "train")
+    schedule = Schedule(config, len(index))
+    position = checkpoint.latest(job.folder.checkpoints) or job.start
+    saved = checkpoint.load(position) if position else None
+    if saved:
+        check_same_run(saved.state, config, index, position)
+    first = saved.state["step"] if saved else 0
+    if first == schedule.total_steps and job.folder.model.exists():
+        return
+    kernels.set_mode(config.kernels.mode)
+    engine = make_engine(config, index)
+    if saved:
+        engine.load(saved.weights, saved.momentum)
+    Trainer(job, context, index, schedule, engine).train(first)
+
+
+def device_of(config: Config) -> torch.device:
+    use_gpu = config.ray.use_gpu if config.engine.name != "torch" else torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
+
+
+def make_engine(config: Config, index: Index) -> Engine:
+    """The module with its seeded new head, in an engine. Every rank builds the same weights."""
+    torch.manual_seed(config.run.seed)
+    backbone, head = models.build(config.model, len(index.classes))
+    module = KTSE(backbone, head, config.method, config.train.precision)
+    device = device_of(config)
+    module.to(device=device, memory_format=torch.channels_last)
+    return build_engine(config.engine, module, parameter_groups(module, config.optimiser.weight_decay), device)
+
+
+def check_same_run(state: dict[str, Any], config: Config, index: Index, position: Path) -> None:
+    """A checkpoint goes on only with the pictures and the method it was made with."""
+    if state["index_sha256"] != index.sha256:
+        raise UserError(
+            f"{position}: made with another data set than {index.path}; give that one as data.path or a new run.name"
+        )
+    then, now = (flatten(c) for c in (state["config"], config.model_dump(mode="json", by_alias=True)))
+    changed = [key for key in sorted(then | now) if then.get(key) != now.get(key) and not is_free(key)]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{key}: {now.get(key)!r}, but {position} was trained with {then.get(key)!r}; "
+            f"set it back to go on, or give a new run.name"
+        )
+
+
+def is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+class Trainer:
+    """The steps of one run."""
+
+    def __init__(self, job: Job, context: RunContext, index: Index, schedule: Schedule, engine: Engine):
+        self.job, self.config, self.context = job, job.config, context
+        self.index, self.schedule, self.engine = index, schedule, engine
+        self.device = device_of(job.config)
+
+    def train(self, first: int) -> None:
+        schedule, step = self.schedule, first
+        progress = Progress(schedule.pictures_after(first))
+        metrics = MetricsLog(self.job.folder, first) if self.context.rank == 0 else None
+        means = Means()
+        for batch in self._batches(first):
+            means.add(self._update(batch, step))
+            step += 1
+            progress.add(batch.pictures)
+            stopping = self.context.should_stop()
+            if step % self.config.train.log_steps == 0 or step == schedule.total_steps:
+                losses = means.over_ranks()
+                if metrics:
+                    self._log(metrics, progress, step, losses)
+            if stopping or self._is_checkpoint(step):
+                self._save(step, progress)
+            if stopping:
+                break
+        if metrics:
+            metrics.close()
+        if step == schedule.total_steps:
+            self._export(progress)
+
+    def _batches(self, first: int) -> Iterator[Batch]:
+        """Global batches from step `first` to the end, this rank's part of each."""
+        step = first
+        while step < self.schedule.total_steps:
+            place = self.schedule.place(step)
+            # a phase begins with an epoch, so an epoch has pairs in all of its batches or in none
+            plan = Plan(
+                place.epoch, place.batch_size, place.batch, self._pairs(step), self.context.rank, self.context.world
+            )
+            for batch in stream(self.index, self.config.data, self.config.run.seed, plan):
+                yield batch.to(self.device)
+            step = self.schedule.epoch_end(place.epoch)
+
+    def _pairs(self, step: int) -> int:
+        """How many pictures of the global batch have a partner that a loss looks at."""
+        method, size = self.config.method, self.schedule.place(step).batch_size
+        if self.schedule.phase(step) == 1 or not method.uses_pairs:
+            return 0
+        return min(size, method.transfer.pairs or size)
+
+    def _update(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
+        sgd, schedule = self.schedule.sgd(step), self.schedule
+        decay = poly(step, schedule.horizon, schedule.optimiser.power)
+        for group in self.engine.groups:
+            group["lr"] = sgd.lr * decay * group["rate"] * (sgd.head_rate if group["head"] else 1.0)
+            group["momentum"] = sgd.momentum
+        losses = self.engine(batch, phase=schedule.phase(step))
+        self.engine.update(losses["total"])
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _log(self, metrics: MetricsLog, progress: Progress, step: int, losses: dict[str, float]) -> None:
+        place, phase = self.schedule.place(step - 1), self.schedule.phase(step - 1)
+        rates = {"lr": self.engine.groups[0]["lr"], "images_per_second": round(progress.images_per_second, 2)}
+        metrics.write(step, {"epoch": place.epoch, "phase": phase} | losses | rates)
+        log.info(progress.line(step, self.schedule.total_steps, place.epoch, phase, losses))
+
+    def _is_checkpoint(self, step: int) -> bool:
+        ends = (self.schedule.phase1_steps, self.schedule.total_steps)
+        return step in ends or step % self.config.train.checkpoint_steps == 0
+
+    def _save(self, step: int, progress: Progress) -> None:
+        """Every rank gathers, rank 0 writes; the end of phase 1 is kept under its own name, since runs fork there."""
+        weights, momentum = self.engine.state()
+        name = f"step-{step:08}"
+        if self.context.rank == 0:
+            state = self._state(step)
+            folder, keep = self.job.folder.checkpoints, self.config.train.keep
+            if step == self.schedule.phase1_steps < self.schedule.total_steps and not self.job.start:
+                checkpoint.save(folder, self.job.folder.phase1.name, weights, momentum, state, keep)
+            checkpoint.save(folder, name, weights, momentum, state, keep)
+        metrics = {"step": step, "images_per_second": progress.images_per_second}
+        self.context.report(metrics, self.job.folder.checkpoints / name)
+
+    def _state(self, step: int) -> dict[str, Any]:
+        place = self.schedule.place(step) if step < self.schedule.total_steps else None
+        return {
+            "step": step,
+            "epoch": place.epoch if place else self.config.train.epochs,
+            "samples_consumed": place.samples_consumed if place else 0,
+            "seed": self.config.run.seed,
+            "index_sha256": self.index.sha256,
+            "config": self.config.model_dump(mode="json", by_alias=True),
+        }
+
+    def _export(self, progress: Progress) -> None:
+        """The finished network as one self-describing file, and how fast it was trained."""
+        weights, _ = self.engine.state()
+        if self.context.rank:
+            return
+        folder = self.job.folder
+        folder.update_summary(images_per_second=round(progress.images_per_second, 2),
+                              seconds={"train": round(progress.seconds, 1)})
+        save_model(folder.model, weights, self.config.model, self.index.classes)
+
+
+class Means:
+    """Running sums of the losses on the device; only logging waits for it."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._steps = 0
+
+    def add(self, losses: dict[str, torch.Tensor]) -> None:
+        if losses.keys() != self._sums.keys():  # another phase has other losses
+            self._sums, self._steps = {name: torch.zeros_like(loss) for name, loss in losses.items()}, 0
+        for name, loss in losses.items():
+            self._sums[name] += loss
+        self._steps += 1
+
+    def over_ranks(self) -> dict[str, float]:
+        """Mean over the steps since the last call and over ranks. Every rank calls it."""
+        values = torch.stack(list(self._sums.values())) / self._steps
+        if dist.is_initialized():
+            dist.all_reduce(values)
+            values /= dist.get_world_size()
+        names, self._sums = list(self._sums), {}
+        return dict(zip(names, values.tolist(), strict=True))

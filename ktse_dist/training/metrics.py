@@ -1,0 +1,69 @@
+"""What a run says while it trains: metrics.jsonl, TensorBoard, and a progress line. Rank 0 only."""
+
+import json
+import logging
+import time
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from ktse_dist.run_folder import RunFolder, write_text
+
+log = logging.getLogger("ktse")
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl and TensorBoard; lines of steps that a resumed run repeats are dropped first."""
+
+    def __init__(self, folder: RunFolder, first_step: int):
+        self._path = folder.metrics_file
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        write_text(self._path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= first_step))
+        self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """One line for the state after `step` updates."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step} | values) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._board.close()
+
+
+class Progress:
+    """Pictures a second and time left, measured since this process started training."""
+
+    def __init__(self, pictures_left: int):
+        self._left, self._seen, self._start = pictures_left, 0, time.perf_counter()
+
+    def add(self, pictures: int) -> None:
+        self._seen += pictures
+
+    @property
+    def pictures(self) -> int:
+        return self._seen
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    @property
+    def images_per_second(self) -> float:
+        return self._seen / max(self.seconds, 1e-9)
+
+    def line(self, step: int, steps: int, epoch: int, phase: int, losses: dict[str, float]) -> str:
+        left = (self._left - self._seen) / max(self.images_per_second, 1e-9)
+        parts = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
+        return (
+            f"step {step}/{steps} epoch {epoch} phase {phase}: {parts} "
+            f"| {self.images_per_second:.1f} images/s, {clock(left)} left"
+        )
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

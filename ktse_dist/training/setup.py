@@ -1,0 +1,37 @@
+"""What a training process needs before its first tensor."""
+
+import ctypes
+import logging
+import sys
+
+import torch
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+
+
+def prepare_process(threads: int | None) -> None:
+    """Threads, memory and log lines. threads None: torch's own choice."""
+    if threads:
+        torch.set_num_threads(threads)
+    keep_freed_memory()
+    start_logging()
+
+
+def start_logging() -> None:
+    log = logging.getLogger("ktse")
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep a step's freed tensors for the next step instead of returning their pages to the kernel each time."""
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    gibibyte = 1 << 30
+    for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD):
+        libc.mallopt(option, gibibyte if option != M_TOP_PAD else gibibyte >> 4)
