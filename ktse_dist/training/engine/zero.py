@@ -111,7 +111,8 @@ def _is_news(record: logging.LogRecord) -> bool:
 def _start(device: torch.device) -> ModuleType:
     """Import DeepSpeed for this kind of device and put it on top of the process group that is already there."""
     os.environ["DS_ACCELERATOR"] = device.type
-    os.environ["LOCAL_RANK"] = str(device.index or 0)  # where DeepSpeed reads which GPU is meant
+    # DeepSpeed reads there which GPU is meant, and wants to find a number for a CPU too.
+    os.environ["LOCAL_RANK"] = os.environ.get("LOCAL_RANK", "0") if device.index is None else str(device.index)
     import deepspeed
     from deepspeed.utils import logger
     from deepspeed.utils.logging import set_log_level_from_string
