@@ -1,0 +1,157 @@
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ktse_dist.config import Network
+from ktse_dist.errors import UserError
+from ktse_dist.models import build
+from ktse_dist.models.cam_head import CamHead
+from ktse_dist.models.resnet38d import ResNet38d
+from ktse_dist.models.weights import (
+    convert,
+    from_published,
+    load_backbone,
+    load_model,
+    load_safetensors,
+    published_names,
+    save_model,
+    to_published,
+)  # fmt: skip
+
+LITE = Network(weights="none")
+RESNET = Network(backbone="resnet38d", output_stride=8, weights="none")
+
+
+def state_of(backbone, head):
+    return torch.nn.ModuleDict({"backbone": backbone, "head": head}).state_dict()
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Published names and tiny stand-ins of the right shapes: one stored number a tensor."""
+    with torch.device("meta"):
+        names = published_names(ResNet38d(), CamHead(4096, 20))
+    return {name: torch.full((), 0.5).expand(shape) for name, shape in names.items()}
+
+
+def test_names_and_shapes_are_the_published_ones_without_the_unused_norm(published, golden_lines):
+    lines = [line.split("\t") for line in golden_lines("state_dict_names.txt")]
+    expected = {name: shape for name, shape, _ in lines if not name.startswith("bn8.")}
+    assert {name: str(tuple(tensor.shape)) for name, tensor in published.items()} == expected
+
+
+def test_published_names_come_back_the_same(published):
+    assert to_published(from_published(published)).keys() == published.keys()
+
+
+def test_data_parallel_prefix_and_unused_norm_are_dropped():
+    found = from_published({"module.conv1a.weight": torch.zeros(1), "module.bn8.bias": torch.zeros(1)})
+    assert found.keys() == {"backbone.conv1a.weight"}
+
+
+def test_a_saved_model_says_by_itself_what_it_is(tmp_path):
+    backbone, head = build(Network(output_stride=8, weights="none"), 3)
+    save_model(tmp_path / "m.safetensors", state_of(backbone, head), Network(output_stride=8), ["a", "b, c", "ü"])
+    model = load_model(tmp_path / "m.safetensors")
+    assert (model.classes, model.backbone.stride) == (["a", "b, c", "ü"], 8)
+    image = torch.randn(1, 3, 40, 56)
+    assert torch.equal(model.head(model.backbone(image)), head(backbone(image)))
+
+
+def test_a_loaded_model_trains_what_a_built_one_trains(tmp_path):
+    backbone, head = build(LITE, 2)
+    save_model(tmp_path / "m.safetensors", state_of(backbone, head), LITE, ["a", "b"])
+    loaded = load_model(tmp_path / "m.safetensors").backbone
+    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in backbone.parameters()]
+
+
+def test_saving_replaces_the_file_and_leaves_nothing_else(tmp_path):
+    for count in (2, 3):
+        save_model(tmp_path / "m.safetensors", state_of(*build(LITE, count)), LITE, ["a", "b", "c"][:count])
+    assert [f.name for f in tmp_path.iterdir()] == ["m.safetensors"]
+    assert len(load_model(tmp_path / "m.safetensors").classes) == 3
+
+
+@pytest.mark.parametrize("name", ["old.pth", "old.bin", "sly.safetensors"])
+def test_a_pickle_is_refused_with_the_converting_command(tmp_path, name):
+    path = tmp_path / name
+    torch.save({"conv1a.weight": torch.zeros(2)}, path)
+    with pytest.raises(UserError, match=r"python -m ktse_dist\.models\.weights FILE\.pth OUT\.safetensors") as caught:
+        load_safetensors(path)
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_safetensors_of_others_are_refused(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="not a model of this program"):
+        load_model(tmp_path / "x.safetensors")
+
+
+def test_damaged_metadata_are_refused_in_one_line(tmp_path):
+    save_model(tmp_path / "m.safetensors", state_of(*build(LITE, 2)), LITE, ["a", "b"])
+    tensors, metadata = load_safetensors(tmp_path / "m.safetensors")
+    save_file(tensors, tmp_path / "m.safetensors", metadata | {"classes": "[1, {}]"})
+    with pytest.raises(UserError, match="metadata cannot be read") as caught:
+        load_model(tmp_path / "m.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_backbone_of_another_kind_is_refused(tmp_path):
+    save_model(tmp_path / "m.safetensors", state_of(*build(LITE, 2)), LITE, ["a", "b"])
+    with pytest.raises(UserError, match="holds a efficientnet_lite0"):
+        load_backbone(tmp_path / "m.safetensors", RESNET)
+
+
+def test_a_missing_tensor_is_named(tmp_path):
+    state = state_of(*build(LITE, 2))
+    del state["backbone.stem.weight"]
+    save_model(tmp_path / "m.safetensors", state, LITE, ["a", "b"])
+    with pytest.raises(UserError, match=r"lacks 'backbone\.stem\.weight'"):
+        load_model(tmp_path / "m.safetensors")
+
+
+def test_a_wrong_shape_is_named(tmp_path):
+    state = state_of(*build(LITE, 2)) | {"backbone.stem.weight": torch.zeros(1)}
+    save_model(tmp_path / "m.safetensors", state, LITE, ["a", "b"])
+    with pytest.raises(UserError, match=r"'backbone\.stem\.weight' has shape \[1\], expected \[32, 3, 3, 3\]"):
+        load_model(tmp_path / "m.safetensors")
+
+
+def test_a_model_file_starts_another_run_s_backbone(tmp_path):
+    backbone, head = build(LITE, 2)
+    save_model(tmp_path / "m.safetensors", state_of(backbone, head), LITE, ["a", "b"])
+    other, new_head = build(Network(weights=tmp_path / "m.safetensors"), 5)
+    assert torch.equal(other.head.weight, backbone.head.weight) and new_head.fc9.out_channels == 6
+
+
+def test_imagenet_weights_of_resnet38d_are_asked_for_as_a_file():
+    with pytest.raises(UserError, match=r"model\.weights: .*\.safetensors"):
+        build(Network(backbone="resnet38d", output_stride=8), 20)
+
+
+def test_a_converted_published_checkpoint_is_a_model(tmp_path, filled_net):
+    published = to_published(state_of(*filled_net)) | {"bn8.weight": torch.ones(256)}
+    torch.save({f"module.{name}": tensor for name, tensor in published.items()}, tmp_path / "stage1.pth")
+    convert(tmp_path / "stage1.pth", tmp_path / "m.safetensors")
+    model = load_model(tmp_path / "m.safetensors")
+    assert model.classes[::19] == ["class1", "class20"]
+    for name, tensor in state_of(*filled_net).items():
+        assert torch.equal(state_of(model.backbone, model.head)[name], tensor), name
+
+
+def test_a_pickle_that_would_run_code_is_not_run(tmp_path):
+    class Sly:
+        def __reduce__(self):
+            return print, ("ran",)
+
+    (tmp_path / "sly.pth").write_bytes(pickle.dumps({"conv1a.weight": Sly()}, protocol=2))
+    run = subprocess.run(
+        [sys.executable, "-m", "ktse_dist.models.weights", tmp_path / "sly.pth", tmp_path / "out.safetensors"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 2 and run.stderr.startswith("ktse: ") and "ran" not in run.stdout
+    assert run.stderr.count("\n") == 1
