@@ -68,7 +68,7 @@ def transfer_loss(cam_a: Tensor, cam_b: Tensor, cam_mix: Tensor, labels: Tensor,
 def align_loss(cam: Tensor, cam_erased: Tensor, keep: Tensor, labels: Tensor, margin: float = 0.05) -> Tensor:
     """How much the erased picture's CAM exceeds the first one where nothing was erased (METHOD.md 1.5.4).
 
-    cam, cam_erased [B,C,h,w]. keep [B,1,h,w], bool or {0,1}: pixels outside the confident region. labels [B,C].
+    cam, cam_erased [B,C,h,w]. keep [B,1,h,w], bool or float: 1 outside the confident region, 0 inside. labels [B,C].
     Returns the mean over all elements, absent classes counting as 0. Gradients reach both CAMs, never `keep`.
     """
     return choose(_transfer_reference.align_loss, _transfer.align_loss)(cam, cam_erased, keep, labels, margin)

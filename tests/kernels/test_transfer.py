@@ -66,13 +66,13 @@ def test_fast_transfer_loss_and_gradients_equal_the_reference(drawn, margin):
 
 @settings(max_examples=40, deadline=None)
 @given(shapes(), st.booleans())
-def test_fast_align_loss_and_gradients_equal_the_reference(drawn, as_float):
+def test_fast_align_loss_and_gradients_equal_the_reference(drawn, soft):
     size, seed, share = drawn
     torch.manual_seed(seed)
     cam, erased = torch.randn(2, *size).unbind()
     keep = torch.rand(size[0], 1, *size[2:]) < 0.6
     labels = (torch.rand(*size[:2]) < share).float()
-    rest = keep.float() if as_float else keep, labels
+    rest = keep * torch.rand(keep.shape) if soft else keep, labels
     fast, plain = (loss_and_grads(path.align_loss, (cam, erased), *rest) for path in (function, reference))
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
 
