@@ -61,7 +61,7 @@ def test_hard_labels_start_from_the_published_certainty(case):
     pairless = CRFConfig(iterations=1, gaussian_weight=0, bilateral_weight=0)
     labels = np.arange(60 * 72).reshape(60, 72) % 3
     np.testing.assert_array_equal(crf_labels(case["img_rgb_u8"], labels, 3, config=pairless), labels)
-    np.testing.assert_array_equal(crf_labels(case["img_rgb_u8"], labels, 3, 0.2, pairless) == labels, False)
+    np.testing.assert_array_equal(crf_labels(case["img_rgb_u8"], labels, 3, 0.3, pairless) == labels, False)
 
 
 def test_hard_labels_lose_specks_inside_a_flat_region(case):

@@ -1,52 +1,60 @@
 """Mask shards beside picture shards: written whole, read by row, refused when they do not belong."""
 
+import json
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import webdataset as wds
 
+from ktse_dist.data.index import Entry, Index, write_index
 from ktse_dist.errors import UserError
 from ktse_dist.inference.mask_shards import MaskFiles, MaskIndex, write_mask_index, write_mask_shard
 
+KEYS = ("boat", "cat", "cow", "dog", "sheep")
 
-@dataclass
-class Pictures:
-    """The part of data.index.Index that masks rest on: 5 pictures in 2 shards."""
 
-    sha256: str = "a1"
-    split: str = "train"
-    path: Path = Path("pictures")
-    keys: tuple[str, ...] = ("boat", "cat", "cow", "dog", "sheep")
-    shards: tuple = (SimpleNamespace(name="train-00000.tar"), SimpleNamespace(name="train-00001.tar"))
-    samples: np.ndarray = field(default_factory=lambda: np.array([(0,), (0,), (0,), (1,), (1,)], [("shard", "<u4")]))
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def key(self, row: int) -> str:
-        return self.keys[row]
+def pictures(folder: Path, tags: tuple[int, ...] = (0, 1, 1, 1, 1)) -> Index:
+    """The index of 5 pictures in 2 shards; the picture shards themselves are not needed."""
+    folder.mkdir()
+    none = (0, 0, 0)
+    entries = [
+        Entry(key, int(row > 2), none, none, None, [tag]) for row, (key, tag) in enumerate(zip(KEYS, tags, strict=True))
+    ]
+    write_index(folder / "train.index", entries, classes=2)
+    shards = [
+        {"name": f"train-0000{n}.tar", "bytes": 0, "samples": size, "sha256": ""} for n, size in enumerate((3, 2))
+    ]
+    about = {"format": 1, "classes": ["ship", "animal"], "palette": [], "splits": {"train": {"shards": shards}}}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    return Index.open(folder, "train")
 
 
 def files(key: str) -> MaskFiles:
     return MaskFiles(key, f"mask of {key}".encode(), f"confidence of {key}".encode())
 
 
+def write_masks(folder: Path, index: Index) -> Path:
+    write_mask_shard(folder / "train-00000.tar", map(files, KEYS[:3]))
+    write_mask_shard(folder / "train-00001.tar", map(files, KEYS[3:]))
+    write_mask_index(folder, index)
+    return folder
+
+
 @pytest.fixture
-def masks(tmp_path) -> Path:
-    write_mask_shard(tmp_path / "train-00000.tar", map(files, Pictures.keys[:3]))
-    write_mask_shard(tmp_path / "train-00001.tar", map(files, Pictures.keys[3:]))
-    write_mask_index(tmp_path, Pictures())
-    return tmp_path
+def index(tmp_path) -> Index:
+    return pictures(tmp_path / "pictures")
 
 
-def test_masks_are_read_by_the_rows_of_the_picture_index(masks):
-    index = MaskIndex(masks, Pictures())
-    for row, key in enumerate(Pictures.keys):
-        assert (index.read(row, "mask"), index.read(row, "conf")) == files(key)[1:]
+@pytest.fixture
+def masks(tmp_path, index) -> Path:
+    return write_masks(tmp_path / "masks", index)
+
+
+def test_masks_are_read_by_the_rows_of_the_picture_index(masks, index):
+    found = MaskIndex(masks, index)
+    for row, key in enumerate(KEYS):
+        assert (found.read(row, "mask"), found.read(row, "conf")) == files(key)[1:]
 
 
 def test_any_webdataset_reader_reads_the_shards_in_order(masks):
@@ -54,11 +62,8 @@ def test_any_webdataset_reader_reads_the_shards_in_order(masks):
     assert [(s["__key__"], s["mask.png"], s["conf.png"]) for s in samples] == [files("dog"), files("sheep")]
 
 
-def test_equal_masks_make_equal_files(masks, tmp_path_factory):
-    again = tmp_path_factory.mktemp("again")
-    for name, keys in (("train-00000.tar", Pictures.keys[:3]), ("train-00001.tar", Pictures.keys[3:])):
-        write_mask_shard(again / name, map(files, keys))
-    write_mask_index(again, Pictures())
+def test_equal_masks_make_equal_files(masks, index, tmp_path):
+    again = write_masks(tmp_path / "again", index)
     assert {p.name: p.read_bytes() for p in again.iterdir()} == {p.name: p.read_bytes() for p in masks.iterdir()}
 
 
@@ -72,33 +77,33 @@ def test_an_interrupted_shard_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pictures_without_masks_are_named_when_asked_for(masks):
+def test_pictures_without_masks_are_named_when_asked_for(masks, index):
     (masks / "train-00001.tar").unlink()
-    write_mask_index(masks, Pictures())
-    index = MaskIndex(masks, Pictures())
-    assert [index.has(row) for row in range(5)] == [True, True, True, False, False]
+    write_mask_index(masks, index)
+    found = MaskIndex(masks, index)
+    assert [found.has(row) for row in range(5)] == [True, True, True, False, False]
     with pytest.raises(UserError, match="no mask of 'dog'"):
-        index.read(3, "mask")
+        found.read(3, "mask")
 
 
-def test_masks_of_another_data_set_are_refused(masks):
+def test_masks_of_another_data_set_are_refused(masks, tmp_path):
     with pytest.raises(UserError, match="made for other pictures"):
-        MaskIndex(masks, Pictures(sha256="b2"))
+        MaskIndex(masks, pictures(tmp_path / "other", tags=(1, 1, 1, 1, 1)))
 
 
-def test_a_shard_of_other_pictures_is_refused_by_name(masks):
+def test_a_shard_of_other_pictures_is_refused_by_name(masks, index):
     shutil.copy(masks / "train-00000.tar", masks / "train-00001.tar")
     with pytest.raises(UserError, match="has a mask of 'boat', which its picture shard lacks"):
-        write_mask_index(masks, Pictures())
+        write_mask_index(masks, index)
 
 
-def test_a_damaged_mask_is_refused_by_name(masks):
+def test_a_damaged_mask_is_refused_by_name(masks, index):
     shard = masks / "train-00000.tar"
     shard.write_bytes(shard.read_bytes().replace(b"mask of cat", b"mask of rat"))
     with pytest.raises(UserError, match="mask of 'cat' is damaged"):
-        MaskIndex(masks, Pictures()).read(1, "mask")
+        MaskIndex(masks, index).read(1, "mask")
 
 
-def test_missing_masks_are_one_clear_error(tmp_path):
+def test_missing_masks_are_one_clear_error(tmp_path, index):
     with pytest.raises(UserError, match="has no masks of split 'train'"):
-        MaskIndex(tmp_path, Pictures())
+        MaskIndex(tmp_path, index)
