@@ -8,7 +8,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback  # what worker_failures holds; no public name
 
@@ -57,6 +57,7 @@ def train_with_ray(jobs: list[Job]) -> None:
             storage_path=str(jobs[0].folder.path / "ray"),
             failure_config=FailureConfig(max_failures=0),
             worker_runtime_env={"env_vars": worker_environment(config)},
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     try:
@@ -74,7 +75,9 @@ def connect(config: Config) -> None:
     else:
         cores = max(os.cpu_count() or 1, config.ray.workers * config.ray.threads)
         check_gpus(config)
-        ray.init("local", num_cpus=cores, include_dashboard=False, logging_level="WARNING")
+        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody takes this machine away
+        # Ray Train asks the dashboard for its own state, and floods the log without one
+        ray.init("local", num_cpus=cores, include_dashboard=True, dashboard_host="127.0.0.1", logging_level="WARNING")
 
 
 def check_gpus(config: Config) -> None:

@@ -1,0 +1,126 @@
+"""The binary index of a split: where every member lies, its checksum, and the tags. Memory-mapped.
+
+`{split}.index`, little endian: MAGIC, then int64 counts (samples, classes, bytes of keys), then one RECORD a sample, then all
+keys as UTF-8, then ceil(classes/8) bytes of packed tag bits a sample. Names, colours and shards stand in dataset.json.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ktse_dist.errors import UserError
+
+FORMAT = 1
+MAGIC = b"KTSEIDX1"
+_MEMBER = [("offset", "<u4"), ("size", "<u4"), ("crc32", "<u4")]
+RECORD = np.dtype([("shard", "<u4"), ("image", _MEMBER), ("json", _MEMBER), ("mask", _MEMBER), ("key_end", "<u4")])
+HEADER = len(MAGIC) + 3 * 8
+SPLITS = ("train", "val")
+
+
+class Shard(NamedTuple):
+    name: str
+    bytes: int
+    samples: int
+    sha256: str
+
+
+class Index:
+    """One split of a packed data set. samples: structured array with RECORD's fields; a mask size of 0 means none."""
+
+    def __init__(self, path: Path, split: str, about: dict[str, Any]):
+        """path: the data set's folder; about: its dataset.json. Use `open`."""
+        entry = about["splits"][split]
+        self.path, self.split = path, split
+        self.classes: list[str] = about["classes"]
+        self.palette: list[list[int]] = about["palette"]
+        self.shards = [Shard(**shard) for shard in entry["shards"]]
+        self._about = about
+        self._map()
+
+    @classmethod
+    def open(cls, path: Path, split: str) -> "Index":
+        """UserError for a folder that is no data set, another format, or an index that does not fit its dataset.json."""
+        about = read_dataset(path)
+        if split not in about["splits"]:
+            raise UserError(f"{path}: no split '{split}'; it has {', '.join(about['splits'])}")
+        return cls(path, split, about)
+
+    def __reduce__(self) -> tuple:
+        return Index, (self.path, self.split, self._about)  # another process maps the file itself
+
+    def _map(self) -> None:
+        file = self.path / f"{self.split}.index"
+        if not file.is_file():
+            raise UserError(f"{file}: missing; pack the data set again")
+        content = np.memmap(file, np.uint8, "r")
+        if len(content) < HEADER or content[: len(MAGIC)].tobytes() != MAGIC:
+            raise UserError(f"{file}: not an index of ktse; pack the data set again")
+        count, classes, key_bytes = (int(n) for n in content[len(MAGIC) : HEADER].view("<i8"))
+        keys = HEADER + count * RECORD.itemsize
+        tags = keys + key_bytes
+        if classes != len(self.classes) or len(content) != tags + count * -(-classes // 8):
+            raise UserError(f"{file}: {len(content)} bytes do not fit its header or dataset.json; pack the data set again")
+        self.samples = content[HEADER:keys].view(RECORD)
+        self._keys, self._tags = content[keys:tags], content[tags:].reshape(count, -1)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def key(self, row: int) -> str:
+        ends = self.samples["key_end"]
+        return self._keys[int(ends[row - 1]) if row else 0 : int(ends[row])].tobytes().decode()
+
+    def labels(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Tags of some rows: float32 [n,C], 0 or 1."""
+        bits = np.unpackbits(self._tags[np.asarray(rows, np.int64)], axis=1, count=len(self.classes))
+        return bits.astype(np.float32)
+
+    @cached_property
+    def sha256(self) -> str:
+        with (self.path / f"{self.split}.index").open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_dataset(path: Path) -> dict[str, Any]:
+    """dataset.json of a packed data set."""
+    file = path / "dataset.json"
+    if not file.is_file():
+        raise UserError(f"{path}: no dataset.json there; give a folder that `ktse pack` wrote, or make one with it")
+    try:
+        about = json.loads(file.read_text())
+    except ValueError:
+        raise UserError(f"{file}: not JSON; pack the data set again") from None
+    found = about.get("format") if isinstance(about, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{file}: format {found}, this version of ktse reads {FORMAT}; pack the data set again")
+    return about
+
+
+class Entry(NamedTuple):
+    """What the index holds of one sample: (offset, size, crc32) of each member, None for a missing mask."""
+
+    key: str
+    shard: int
+    image: tuple[int, int, int]
+    json: tuple[int, int, int]
+    mask: tuple[int, int, int] | None
+    labels: Sequence[int]
+
+
+def write_index(file: Path, entries: Sequence[Entry], classes: int) -> None:
+    records = np.zeros(len(entries), RECORD)
+    tags = np.zeros((len(entries), classes), np.uint8)
+    keys = [entry.key.encode() for entry in entries]
+    for row, entry in enumerate(entries):
+        records[row] = (entry.shard, entry.image, entry.json, entry.mask or (0, 0, 0), 0)
+        tags[row, list(entry.labels)] = 1
+    records["key_end"] = np.cumsum([len(key) for key in keys])
+    counts = np.array([len(entries), classes, sum(map(len, keys))], "<i8")
+    parts = (MAGIC, counts.tobytes(), records.tobytes(), b"".join(keys), np.packbits(tags, axis=1).tobytes())
+    file.write_bytes(b"".join(parts))

@@ -1,0 +1,46 @@
+"""Members of packed samples by row, each checked against its checksum."""
+
+import zlib
+from collections import OrderedDict
+from typing import BinaryIO, Literal
+
+from ktse_dist.data.decode import BadSample
+from ktse_dist.data.index import Index
+from ktse_dist.errors import UserError
+
+OPEN_SHARDS = 16
+Member = Literal["image", "json", "mask"]
+
+
+class Reader:
+    """Reads by offset; keeps at most OPEN_SHARDS shard files open. One a process: pickling drops the open files."""
+
+    def __init__(self, index: Index):
+        self.index = index
+        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
+
+    def __reduce__(self) -> tuple:
+        return Reader, (self.index,)
+
+    def read(self, row: int, member: Member) -> bytes:
+        """The member's bytes. BadSample names key and shard when there is none or its crc32 is wrong."""
+        record = self.index.samples[row]
+        offset, size, crc = (int(n) for n in record[member])
+        shard = self._file(int(record["shard"]))
+        shard.seek(offset)
+        content = shard.read(size)
+        if not size or zlib.crc32(content) != crc:
+            found = "is damaged (crc32)" if size else "is missing"
+            raise BadSample(f"{self.index.key(row)}: its {member} {found} in {shard.name}")
+        return content
+
+    def _file(self, shard: int) -> BinaryIO:
+        if shard not in self._open:
+            path = self.index.path / self.index.shards[shard].name
+            if not path.is_file():
+                raise UserError(f"{path}: missing; copy the whole data set, or pack it again")
+            self._open[shard] = path.open("rb")
+            if len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(shard)
+        return self._open[shard]
