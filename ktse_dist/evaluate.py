@@ -1,6 +1,7 @@
 """`python -m ktse_dist.evaluate --run RUN`: the score of seeds and masks, into summary.json."""
 
 import argparse
+import contextlib
 import importlib.metadata
 import subprocess
 import time
@@ -33,7 +34,7 @@ def lines(summary: dict[str, Any]) -> str:
         return f"no ground truth, so no mIoU; tag mAP on {pictures['val']} held-out pictures: {summary['tag_map']}"
     compared = [("baseline seeds", "baseline_seed_miou"), ("KTSE seeds", "seed_miou"), ("KTSE masks", "mask_miou")]
     rows = [
-        f"{name:15} mIoU {summary[key]:6.2f} on val ({pictures['val']} pictures), {summary[f'{key}_train']:6.2f} on train"
+        f"{name:15} mIoU {summary[key]:6.2f} on val, {summary[f'{key}_train']:6.2f} on train"
         for name, key in compared
         if summary[key] is not None
     ]
@@ -41,8 +42,11 @@ def lines(summary: dict[str, Any]) -> str:
 
 
 def versions() -> dict[str, str]:
-    installed = {distribution.metadata["Name"].lower().replace("-", "_") for distribution in importlib.metadata.distributions()}
-    return {name: importlib.metadata.version(name) for name in PACKAGES if name.lower().replace("-", "_") in installed}
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def git_revision() -> str | None:

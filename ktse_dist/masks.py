@@ -11,6 +11,7 @@ from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.inference.generate import SeedSource, calibrate, write_masks, write_seed_scores
 from ktse_dist.inference.multiscale import CamNetwork, network_of
+from ktse_dist.inference.settings import keep_settings
 from ktse_dist.models.weights import load_model
 from ktse_dist.run_folder import RunFolder
 
@@ -33,12 +34,13 @@ def main(arguments: list[str]) -> None:
 def with_mask_keys(config: Config, overrides: list[str]) -> Config:
     for text in overrides:
         if not text.startswith("masks."):
-            raise UserError(f"'{text}': a trained run takes keys of the masks section only, for example masks.pictures=50")
+            raise UserError(f"'{text}': here only keys of section masks may be set, for example masks.pictures=50")
     return validate(merge(config.model_dump(by_alias=True), *(parse_override(o) for o in overrides)))
 
 
 def make_masks(folder: RunFolder, config: Config) -> None:
     network = network_from(folder.model)
+    keep_settings(folder.masks, folder.model, config.masks, config.data.resize)
     train, val = (SeedSource(network, index, config.masks, config.data.resize) for index in splits(config))
     chosen = calibrate(train, folder.masks / "calibration.json")
     for source in (train, val):
@@ -47,6 +49,7 @@ def make_masks(folder: RunFolder, config: Config) -> None:
 
 def score_baseline(folder: RunFolder, config: Config) -> None:
     network = network_from(folder.model)
+    keep_settings(folder.masks, folder.model, config.masks, config.data.resize)
     for index in splits(config):
         write_seed_scores(SeedSource(network, index, config.masks, config.data.resize), folder.masks)
 

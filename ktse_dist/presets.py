@@ -1,4 +1,4 @@
-"""The two presets: the published run with its quirks, and the corrected method. METHOD.md section 5 numbers the quirks."""
+"""The two presets: the published run with its quirks (METHOD section 5 numbers them), and the corrected method."""
 
 from typing import Any
 

@@ -61,5 +61,5 @@ def test_the_torch_engine_needs_neither_ray_nor_deepspeed():
 
 
 def test_no_test_or_benchmark_bears_the_name_of_a_package():
-    names = [p.stem for folder in ("tests", "benchmarks") for p in (ROOT / folder).rglob("*.py")]
-    assert not set(names) & ({"torch", "ray", "triton", "kernels", "deepspeed", "ktse_dist"} | set(sys.stdlib_module_names))
+    names = {p.stem for folder in ("tests", "benchmarks") for p in (ROOT / folder).rglob("*.py")}
+    assert not names & ({"torch", "ray", "triton", "kernels", "deepspeed", "ktse_dist"} | sys.stdlib_module_names)

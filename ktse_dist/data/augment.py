@@ -23,7 +23,7 @@ class Crop(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """The random choices of one crop. x and y are offsets: of the crop in a larger side, of the picture in a smaller."""
+    """The random choices of one crop. x, y: offset of the crop in a larger side, of the picture in a smaller one."""
 
     long_side: int
     mirror: bool

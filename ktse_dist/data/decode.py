@@ -20,7 +20,9 @@ def decode_jpeg(content: bytes) -> np.ndarray:
         check_size(height, width)
         return simplejpeg.decode_jpeg(content, "RGB")
     except ValueError as error:
-        raise error if isinstance(error, BadSample) else BadSample(f"not a JPEG that can be decoded ({error})") from None
+        if isinstance(error, BadSample):
+            raise
+        raise BadSample(f"not a JPEG that can be decoded ({error})") from None
 
 
 def decode_mask(content: bytes) -> np.ndarray:

@@ -1,7 +1,8 @@
 """The binary index of a split: where every member lies, its checksum, and the tags. Memory-mapped.
 
-`{split}.index`, little endian: MAGIC, then int64 counts (samples, classes, bytes of keys), then one RECORD a sample, then all
-keys as UTF-8, then ceil(classes/8) bytes of packed tag bits a sample. Names, colours and shards stand in dataset.json.
+`{split}.index`, little endian: MAGIC, then int64 counts (samples, classes, bytes of keys), then one RECORD a sample,
+then all keys as UTF-8, then ceil(classes/8) bytes of packed tag bits a sample. Names, colours and shards stand in
+dataset.json.
 """
 
 import hashlib
@@ -45,7 +46,7 @@ class Index:
 
     @classmethod
     def open(cls, path: Path, split: str) -> "Index":
-        """UserError for a folder that is no data set, another format, or an index that does not fit its dataset.json."""
+        """UserError for a folder that is no data set, another format, or an index that does not fit dataset.json."""
         about = read_dataset(path)
         if split not in about["splits"]:
             raise UserError(f"{path}: no split '{split}'; it has {', '.join(about['splits'])}")
@@ -65,7 +66,7 @@ class Index:
         keys = HEADER + count * RECORD.itemsize
         tags = keys + key_bytes
         if classes != len(self.classes) or len(content) != tags + count * -(-classes // 8):
-            raise UserError(f"{file}: {len(content)} bytes do not fit its header or dataset.json; pack the data set again")
+            raise UserError(f"{file}: its size does not fit its header or dataset.json; pack the data set again")
         self.samples = content[HEADER:keys].view(RECORD)
         self._keys, self._tags = content[keys:tags], content[tags:].reshape(count, -1)
 

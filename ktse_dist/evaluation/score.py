@@ -56,44 +56,48 @@ def mask_confusion(folder: Path, index: Index) -> Confusion:
 def score(folder: RunFolder, train: Index, val: Index) -> dict[str, Any]:
     """The fields of summary.json; scores are null without ground truth."""
     seeds = {index.split: read_seeds(folder.masks, index) for index in (train, val)}
+    baseline = {}
+    if folder.baseline.masks.exists():
+        baseline = {index.split: read_seeds(folder.baseline.masks, index) for index in (train, val)}
     fields: dict[str, Any] = {
-        "tag_map": round(seeds["val"].tag_map, 2),
+        "tag_map": seeds["val"].tag_map,
+        "baseline_tag_map": baseline["val"].tag_map if baseline else None,
         "pictures": {split: seed.pictures for split, seed in seeds.items()},
         "index_sha256": {index.split: index.sha256 for index in (train, val)},
     }
     if not (seeds["train"].with_truth and seeds["val"].with_truth):
-        return fields | NO_SCORES
+        return rounded(fields | NO_SCORES)
     masks = {index.split: mask_confusion(folder.masks, index) for index in (train, val)}
-    threshold, at = chosen(seeds["train"].sweep)
-    fields |= {"best_threshold": threshold, "seed_miou": at_threshold(seeds["val"].sweep, at).miou()}
-    fields |= {"seed_miou_train": at_threshold(seeds["train"].sweep, at).miou()}
-    fields |= {"mask_miou": masks["val"].miou(), "mask_miou_train": masks["train"].miou()}
-    per_class = {"seed": at_threshold(seeds["val"].sweep, at).iou(), "mask": masks["val"].iou()}
-    fields |= {"baseline_seed_miou": None, "baseline_seed_miou_train": None}
-    if folder.baseline.masks.exists():
-        baseline = {index.split: read_seeds(folder.baseline.masks, index) for index in (train, val)}
-        fields["baseline_best_threshold"], at = chosen(baseline["train"].sweep)
-        confusions = {split: at_threshold(seed.sweep, at) for split, seed in baseline.items()}
-        fields |= {"baseline_seed_miou": confusions["val"].miou(), "baseline_tag_map": baseline["val"].tag_map}
-        fields |= {"baseline_seed_miou_train": confusions["train"].miou()}
-        per_class["baseline"] = confusions["val"].iou()
+    found = {"seed": at_chosen(seeds), "mask": masks} | ({"baseline": at_chosen(baseline)} if baseline else {})
+    fields |= NO_SCORES | {"best_threshold": seeds["train"].sweep.best()[0]}
+    if baseline:
+        fields["baseline_best_threshold"] = baseline["train"].sweep.best()[0]
+    for kind, counts in found.items():
+        name = "baseline_seed_miou" if kind == "baseline" else f"{kind}_miou"
+        fields |= {name: counts["val"].miou(), f"{name}_train": counts["train"].miou()}
+    per_class = {kind: counts["val"].iou() for kind, counts in found.items()}
     return rounded(fields | {"per_class": by_class(["background", *val.classes], per_class)})
 
 
 NO_SCORES = dict.fromkeys(
-    ("seed_miou", "baseline_seed_miou", "mask_miou", "seed_miou_train", "baseline_seed_miou_train", "mask_miou_train",
-     "best_threshold", "per_class")
+    (
+        "seed_miou",
+        "baseline_seed_miou",
+        "mask_miou",
+        "seed_miou_train",
+        "baseline_seed_miou_train",
+        "mask_miou_train",
+        "best_threshold",
+        "baseline_best_threshold",
+        "per_class",
+    )
 )
 
 
-def chosen(sweep: ThresholdSweep) -> tuple[float, int]:
-    """The best threshold of a sweep over training pictures, and its place."""
-    threshold, _ = sweep.best()
-    return threshold, int(np.argmin(np.abs(sweep.thresholds - threshold)))
-
-
-def at_threshold(sweep: ThresholdSweep, place: int) -> Confusion:
-    return sweep.confusion(place)
+def at_chosen(seeds: Mapping[str, Seeds]) -> dict[str, Confusion]:
+    """Counts of both splits at the threshold that is best on the training pictures."""
+    place = int(seeds["train"].sweep.miou().argmax())
+    return {split: seed.sweep.confusion(place) for split, seed in seeds.items()}
 
 
 def by_class(names: list[str], ious: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
@@ -101,6 +105,7 @@ def by_class(names: list[str], ious: Mapping[str, np.ndarray]) -> dict[str, dict
 
 
 def rounded(value: Any) -> Any:
+    """For JSON: two decimals, and null for what is no number."""
     if isinstance(value, float):
-        return round(value, 2)
+        return round(value, 2) if np.isfinite(value) else None  # no picture has a tag: no mean precision
     return {k: rounded(v) for k, v in value.items()} if isinstance(value, dict) else value

@@ -59,7 +59,8 @@ class SeedScores:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}")
         with temporary.open("wb") as file:
-            np.savez(file, rows=self.rows, scores=np.array(self.scores), with_truth=self.with_truth, **self.sweep.state())
+            counted = {"rows": self.rows, "scores": np.array(self.scores), "with_truth": self.with_truth}
+            np.savez(file, **counted, **self.sweep.state())
         temporary.replace(path)
 
 

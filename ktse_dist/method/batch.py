@@ -12,8 +12,8 @@ class Batch:
 
     images uint8 [B,3,S,S], inside int32 [B,4] (method/pixels.py), labels float [B,C], keys int64 [B] (noise);
     partners, partner_inside, partner_labels: the same for P partners.
-    pictures, pairs: how many the whole global batch has; local_pairs <= P of ours are real, a rank without any brings one
-    that weighs nothing. most_tags: the largest number of tags of any picture here.
+    pictures, pairs: how many the whole global batch has; local_pairs <= P of ours are real, a rank without any brings
+    one that weighs nothing. most_tags: the largest number of tags of any picture here.
     """
 
     images: Tensor

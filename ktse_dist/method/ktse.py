@@ -90,7 +90,7 @@ class KTSE(nn.Module):
         return share(classification_loss(scores, batch.labels), len(cam), batch.pictures)
 
     def _alignment(self, images: Tensor, cam: Tensor, batch: Batch) -> Losses:
-        """MGA: the picture with its confident regions erased should activate as the whole one (METHOD 1.5.1-4, 1.5.9)."""
+        """MGA: the picture without its confident regions should activate as the whole one (METHOD 1.5.1-4, 1.5.9)."""
         erasing, detach = self.config.erasing, self.config.detach
         erased_images = kernels.erase(images, cam.detach(), batch.labels, erasing.threshold)
         erased = self._cam_seg(erased_images, role_keys(batch.keys, ERASED))[:, 1:]
@@ -115,15 +115,17 @@ class KTSE(nn.Module):
         The two scores' denominators are the only thing that ranks exchange in a step. Returns the six terms and their
         weighted sum.
         """
-        config, count, pairs = self.config.segmentation, len(batch.images), len(batch.partners)
+        config, count = self.config.segmentation, len(batch.images)
         own, mixed = self._targets(pictures, seg.detach(), batch)
         foreground = kernels.foreground(seg[:count, 1:].detach(), batch.labels, pictures.shape[2:])
         weights = (config.fg_weight, config.inter_weight, config.inter_threshold)
         counts = sum_over_ranks(
-            torch.cat([
-                kernels.seg_counts(own, batch.labels, foreground, config.inter_threshold),
-                kernels.seg_counts(mixed, None, None, config.inter_threshold),
-            ])
+            torch.cat(
+                [
+                    kernels.seg_counts(own, batch.labels, foreground, config.inter_threshold),
+                    kernels.seg_counts(mixed, None, None, config.inter_threshold),
+                ]
+            )
         )
         total, terms = kernels.seg_loss(seg[:count], own, batch.labels, foreground, *weights, counts=counts[:3])
         mixed_total, mixed_terms = kernels.seg_loss(mixed_seg, mixed, None, None, *weights, counts=counts[3:])

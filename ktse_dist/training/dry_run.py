@@ -23,14 +23,16 @@ def describe(config: Config) -> str:
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     state = state_bytes(config, sum(p.numel() for p in parameters), trainable) / GIGABYTE
     activations = activation_bytes(backbone, head, config.data.crop) * pictures_in_flight(config) / GIGABYTE
-    return "\n".join([
-        f"data: {len(index):,} training pictures, {len(index.classes)} classes, {index.path}",
-        f"parameters: {sum(p.numel() for p in parameters):,}, of which {trainable:,} are trained",
-        f"memory of each of {config.world} workers: about {state:.2f} GB for weights, gradients and momentum, "
-        f"{activations:.2f} GB for activations",
-        f"steps: {schedule.phase1_steps:,} of classification, "
-        f"{schedule.total_steps - schedule.phase1_steps:,} of KTSE, {schedule.pictures_after(0):,} pictures in all",
-    ])
+    return "\n".join(
+        [
+            f"data: {len(index):,} training pictures, {len(index.classes)} classes, {index.path}",
+            f"parameters: {sum(p.numel() for p in parameters):,}, of which {trainable:,} are trained",
+            f"memory of each of {config.world} workers: about {state:.2f} GB for weights, gradients and momentum, "
+            f"{activations:.2f} GB for activations",
+            f"steps: {schedule.phase1_steps:,} of classification, "
+            f"{schedule.total_steps - schedule.phase1_steps:,} of KTSE, {schedule.pictures_after(0):,} pictures in all",
+        ]
+    )
 
 
 def state_bytes(config: Config, parameters: int, trainable: int) -> int:

@@ -29,8 +29,19 @@ from ktse_dist.training.schedule import Schedule
 log = logging.getLogger("ktse")
 
 # Sections and keys that may differ when a run goes on: they change where and how it is computed, not what.
-FREE = {"run", "engine", "ray", "kernels", "masks", "data.path", "data.workers", "train.baseline",
-        "train.checkpoint_steps", "train.keep", "train.log_steps"}
+FREE = {
+    "run",
+    "engine",
+    "ray",
+    "kernels",
+    "masks",
+    "data.path",
+    "data.workers",
+    "train.baseline",
+    "train.checkpoint_steps",
+    "train.keep",
+    "train.log_steps",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class Job:
 
 
 def run(job: Job, context: RunContext) -> None:
-    """Train until the last step, or until the context asks to stop; either way a checkpoint is the last thing written."""
+    """Train until the last step, or until the context asks to stop; either way a checkpoint is written last."""
     config = job.config
     index = Index.open(dataset_path(config), "train")
     schedule = Schedule(config, len(index))
@@ -204,8 +215,9 @@ class Trainer:
         if self.context.rank:
             return
         folder = self.job.folder
-        folder.update_summary(images_per_second=round(progress.images_per_second, 2),
-                              seconds={"train": round(progress.seconds, 1)})
+        folder.update_summary(
+            images_per_second=round(progress.images_per_second, 2), seconds={"train": round(progress.seconds, 1)}
+        )
         save_model(folder.model, weights, self.config.model, self.index.classes)
 
 

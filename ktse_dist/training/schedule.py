@@ -1,4 +1,4 @@
-"""Which epoch, phase, batch and learning rate a step has: pure functions of the step, so that resuming is arithmetic."""
+"""Which epoch, phase, batch and learning rate a step has: functions of the step, so that resuming is arithmetic."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -58,6 +58,8 @@ class Schedule:
     def pictures_after(self, step: int) -> int:
         """Pictures that the run still has to see from `step` on."""
         starts = [0, *self._ends[:-1]]
-        remaining = (max(0, end - max(step, start)) * size
-                     for start, end, size in zip(starts, self._ends, self._sizes, strict=True))
+        remaining = (
+            max(0, end - max(step, start)) * size
+            for start, end, size in zip(starts, self._ends, self._sizes, strict=True)
+        )
         return sum(remaining)

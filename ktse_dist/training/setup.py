@@ -28,7 +28,7 @@ def start_logging() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep a step's freed tensors for the next step instead of returning their pages to the kernel each time."""
+    """Let glibc keep a step's freed tensors for the next one instead of returning their pages each time."""
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None)

@@ -57,8 +57,17 @@ def batch_of(arrays, pairs=4):
     whole = torch.tensor([[0, 0, size, size]]).expand(count, 4)
     pixels = torch.zeros(count, 3, size, size, dtype=torch.uint8)
     return Batch(
-        pixels, whole, labels, torch.arange(count), pixels[:pairs], whole[:pairs], partner_labels[:pairs],
-        pictures=count, pairs=pairs, local_pairs=pairs, most_tags=3,
+        pixels,
+        whole,
+        labels,
+        torch.arange(count),
+        pixels[:pairs],
+        whole[:pairs],
+        partner_labels[:pairs],
+        pictures=count,
+        pairs=pairs,
+        local_pairs=pairs,
+        most_tags=3,
     )
 
 
@@ -82,7 +91,9 @@ def test_gradients_and_updated_weights_are_the_published_ones(step, phase):
     for name, parameter in names.items():
         assert bool(step[f"p{phase}_hasgrad_{name}"]) == (parameter.grad is not None), name
         if parameter.grad is not None:
-            np.testing.assert_allclose(parameter.grad, step[f"p{phase}_grad_{name}"], rtol=1e-4, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(
+                parameter.grad, step[f"p{phase}_grad_{name}"], rtol=1e-4, atol=1e-6, err_msg=name
+            )
             decay, rate = (0.0, 2.0) if name.endswith("bias") else (5e-4, 1.0)
             updated = parameter.detach() - 0.01 * rate * (parameter.grad + decay * parameter.detach())
             np.testing.assert_allclose(updated, step[f"p{phase}_w1_{name}"], rtol=1e-4, atol=1e-6, err_msg=name)
@@ -91,9 +102,14 @@ def test_gradients_and_updated_weights_are_the_published_ones(step, phase):
 
 
 TERMS = {
-    "cls": "p2_cls", "transfer": "p2_attr_loss_kt", "local": "p2_attr_loss_local_align",
-    "global": "p2_attr_loss_global_align", "seg_bg": "p2_seg_bg", "seg_fg": "p2_attr_loss_seg_fg",
-    "seg_inter": "p2_attr_loss_inter", "total": "p2_total",
+    "cls": "p2_cls",
+    "transfer": "p2_attr_loss_kt",
+    "local": "p2_attr_loss_local_align",
+    "global": "p2_attr_loss_global_align",
+    "seg_bg": "p2_seg_bg",
+    "seg_fg": "p2_attr_loss_seg_fg",
+    "seg_inter": "p2_attr_loss_inter",
+    "total": "p2_total",
 }
 
 

@@ -1,0 +1,43 @@
+"""What the seeds and masks in a folder were made with. All shards of a folder are made alike, or not at all."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ktse_dist.config import Masks
+from ktse_dist.data.augment import Resize
+from ktse_dist.errors import UserError
+from ktse_dist.run_folder import write_text
+
+FREE = {"processes"}  # changes how fast masks are made, not the masks
+
+
+def keep_settings(folder: Path, model: Path, config: Masks, resize: Resize) -> None:
+    """Note the settings of a new folder; UserError where an old one was made with others."""
+    now = config.model_dump(mode="json", exclude=FREE)
+    with model.open("rb") as file:
+        now |= {"resize": resize, "model": hashlib.file_digest(file, "sha256").hexdigest()}
+    file = folder / "settings.json"
+    then = json.loads(file.read_text()) if file.is_file() else now
+    for key, value in now.items():
+        if then[key] != value:
+            raise UserError(difference(folder, model, key, then[key], value))
+    write_text(file, json.dumps(now, indent=1) + "\n")
+
+
+def difference(folder: Path, model: Path, key: str, then: Any, now: Any) -> str:
+    anew = f"delete {folder} to make its masks anew"
+    if key == "model":
+        return f"{model}: another one than the masks in {folder} were made with; {anew}"
+    section = "data" if key == "resize" else "masks"
+    return f"{section}.{key}: {now!r}, but the masks in {folder} were made with {then!r}; set it back, or {anew}"
+
+
+def kept_settings(folder: Path) -> Masks:
+    """The keys of section `masks` that a folder was made with. UserError if there is no such folder."""
+    file = folder / "settings.json"
+    if not file.is_file():
+        raise UserError(f"{folder}: no masks there; run: ktse masks --run {folder.parent}")
+    kept = json.loads(file.read_text())
+    return Masks.model_validate({key: value for key, value in kept.items() if key in Masks.model_fields})
