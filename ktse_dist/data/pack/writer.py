@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import webdataset as wds
 
 from ktse_dist.data.index import FORMAT, Entry, write_index
+from ktse_dist.data.palette import voc_palette
 from ktse_dist.errors import UserError
 
 SHARD_BYTES = 64_000_000
@@ -28,14 +29,6 @@ class Sample(NamedTuple):
     labels: Sequence[int]
     mask: bytes | None
     source: str
-
-
-def voc_palette(colours: int) -> list[list[int]]:
-    """The colours of the PASCAL VOC masks: the bits of a value, dealt to the high bits of red, green and blue."""
-    return [
-        [sum((value >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for channel in range(3)]
-        for value in range(colours)
-    ]
 
 
 def key_of(path: str) -> str:

@@ -1,0 +1,1 @@
+"""Making packed data sets: from your own pictures, or the embedded stickers (docs of each module)."""

@@ -1,0 +1,77 @@
+"""The embedded data set: drawings over procedural scenes, made on your machine and the same on every one."""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ktse_dist.data.index import SPLITS, read_dataset
+from ktse_dist.data.pack.compose import Picture, compose_some
+from ktse_dist.data.pack.drawings import attribution, classes
+from ktse_dist.data.pack.writer import SHARD_BYTES, Sample, new_dataset, write_about, write_split
+from ktse_dist.errors import UserError
+from ktse_dist.inference.pool import ordered_map
+
+VERSION = 1  # of the pictures: one more whenever the same seed gives other pictures
+CHUNK = 8  # pictures a worker makes at a time
+
+
+def pack_stickers(
+    out: Path,
+    train: int = 1500,
+    val: int = 300,
+    seed: int = 0,
+    workers: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write the stickers data set to the folder `out`; nothing to do where it is already.
+
+    Every picture depends on (seed, split, its number) alone: `workers` (default: one a CPU; 1 works in this process)
+    changes nothing but the time, and a smaller set is the beginning of a larger one. UserError if `out` holds
+    anything else. DESIGN section 4.
+    """
+    recipe = {"train": train, "val": val, "seed": seed, "version": VERSION}
+    check_recipe(recipe)
+    if out.exists() and is_stickers(out, recipe):
+        return
+    workers = workers or len(os.sched_getaffinity(0))
+    with new_dataset(out) as folder, tqdm(total=train + val, desc="stickers", unit="picture") as progress:
+        splits = {}
+        for split in SPLITS:
+            samples = make_samples(seed, split, recipe[split], workers, progress)
+            splits[split] = write_split(folder, split, samples, len(classes()), shard_bytes)
+        (folder / "ATTRIBUTION.md").write_text(attribution())
+        write_about(folder, classes(), splits, stickers=recipe)
+
+
+def check_recipe(recipe: dict[str, int]) -> None:
+    for name, least in (("train", 1), ("val", 1), ("seed", 0)):
+        if recipe[name] < least:
+            raise UserError(f"{name}: {recipe[name]} is too small; allowed is {least} or more")
+
+
+def is_stickers(out: Path, recipe: dict[str, int]) -> bool:
+    """Whether `out` holds exactly this data set; UserError for anything else but nothing."""
+    found = read_dataset(out).get("stickers") if (out / "dataset.json").is_file() else None
+    if found == recipe:
+        return True
+    what = f"other stickers ({found})" if found else "something else"
+    raise UserError(f"{out}: holds {what}, wanted is {recipe}; remove it, or give another folder")
+
+
+def make_samples(seed: int, split: str, count: int, workers: int, progress: tqdm) -> Iterator[Sample]:
+    """The split's samples in order; a few chunks per worker are in memory at a time."""
+    chunks = (range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+    processes = 0 if workers == 1 else workers
+    number = 0
+    for pictures in ordered_map(partial(compose_some, seed, split), chunks, processes):
+        for picture in pictures:
+            yield sample_of(f"{split}_{number:06d}", picture)
+            number += 1
+        progress.update(len(pictures))
+
+
+def sample_of(key: str, picture: Picture) -> Sample:
+    return Sample(key, picture.jpeg, picture.labels, picture.mask, "stickers: " + " ".join(picture.files))
