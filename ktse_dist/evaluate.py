@@ -31,7 +31,11 @@ def lines(summary: dict[str, Any]) -> str:
     """The score for people."""
     pictures = summary["pictures"]
     if summary["seed_miou"] is None:
-        return f"no ground truth, so no mIoU; tag mAP on {pictures['val']} held-out pictures: {summary['tag_map']}"
+        used = summary["background"]
+        return (
+            f"no ground truth, so no mIoU; tag mAP on {pictures['val']} held-out pictures: {summary['tag_map']}; "
+            f"background strength of the masks ({used['refine']}): {used['strength']}"
+        )
     compared = [("baseline seeds", "baseline_seed_miou"), ("KTSE seeds", "seed_miou"), ("KTSE masks", "mask_miou")]
     rows = [
         f"{name:15} mIoU {summary[key]:6.2f} on val, {summary[f'{key}_train']:6.2f} on train"

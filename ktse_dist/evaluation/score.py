@@ -1,5 +1,6 @@
 """The honest score of a run: seeds, masks and tags, on val at what train chose (DESIGN section 8)."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from ktse_dist.evaluation.miou import Confusion
 from ktse_dist.evaluation.sweep import ThresholdSweep
 from ktse_dist.evaluation.tags import mean_average_precision
 from ktse_dist.inference.mask_shards import MaskIndex
+from ktse_dist.inference.settings import kept_settings
 from ktse_dist.run_folder import RunFolder
 
 
@@ -63,6 +65,7 @@ def score(folder: RunFolder, train: Index, val: Index) -> dict[str, Any]:
         "tag_map": seeds["val"].tag_map,
         "baseline_tag_map": baseline["val"].tag_map if baseline else None,
         "pictures": {split: seed.pictures for split, seed in seeds.items()},
+        "background": background(folder),
         "index_sha256": {index.split: index.sha256 for index in (train, val)},
     }
     if not (seeds["train"].with_truth and seeds["val"].with_truth):
@@ -92,6 +95,12 @@ NO_SCORES = dict.fromkeys(
         "per_class",
     )
 )
+
+
+def background(folder: RunFolder) -> dict[str, Any]:
+    """What masks put against the CAMs, an exponent (CRF) or a threshold, and how many pictures chose it (0: none)."""
+    found = json.loads((folder.masks / "calibration.json").read_text())
+    return {"refine": kept_settings(folder.masks).refine, "strength": found["strength"], "pictures": found["pictures"]}
 
 
 def at_chosen(seeds: Mapping[str, Seeds]) -> dict[str, Confusion]:

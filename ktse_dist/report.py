@@ -1,0 +1,42 @@
+"""`python -m ktse_dist.report --run RUN`: one HTML page about a run, to look at and to send."""
+
+import argparse
+import time
+from pathlib import Path
+
+from ktse_dist.errors import UserError, run_main
+from ktse_dist.inference.generate import SeedSource
+from ktse_dist.inference.settings import kept_settings
+from ktse_dist.masks import network_from, splits
+from ktse_dist.reporting.page import Material, render
+from ktse_dist.run_folder import RunFolder, write_text
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="ktse report", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
+    folder = RunFolder(parser.parse_args(arguments).run.absolute())
+    start = time.perf_counter()
+    page = render(material(folder))
+    write_text(folder.report, page)
+    folder.update_summary(seconds={"report": round(time.perf_counter() - start, 1)})
+    print(f"report: {folder.report}")
+
+
+def material(folder: RunFolder) -> Material:
+    """All that the page is made of. UserError names the stage that is still to run."""
+    config = folder.read_config()
+    train, val = splits(config)
+    networks = [network_from(folder.model)]
+    if folder.baseline.model.is_file():
+        networks.append(network_from(folder.baseline.model))
+    settings = kept_settings(folder.masks)
+    summary = folder.read_summary()
+    if "pictures" not in summary:
+        raise UserError(f"{folder.summary_file}: no score there; run: ktse evaluate --run {folder.path}")
+    run, *baseline = (SeedSource(network, val, settings, config.data.resize) for network in networks)
+    return Material(folder, summary, train, run, baseline[0] if baseline else None)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,134 @@
+"""The report: one self-contained page. All names come from data, so the template escapes everything."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from ktse_dist.data.index import Index
+from ktse_dist.evaluation.score import read_seeds
+from ktse_dist.inference.generate import DEFAULT_THRESHOLD, SeedSource
+from ktse_dist.inference.mask_shards import MaskIndex
+from ktse_dist.reporting.pictures import Row, group_rows, picture_row
+from ktse_dist.reporting.plots import loss_plots, read_metrics, sweep_plot
+from ktse_dist.run_folder import RunFolder
+
+LOSSES = {  # what the curves' captions say
+    "total": "total: the weighted sum",
+    "cls": "cls: tags",
+    "local": "local: local alignment (MGA)",
+    "global": "global: global alignment (MGA)",
+    "transfer": "transfer: inter-image erasing (SIE)",
+    "seg_bg": "seg_bg: background pixels (SSR)",
+    "seg_fg": "seg_fg: foreground pixels (SSR)",
+    "seg_inter": "seg_inter: rival classes (SSR)",
+    "mixed_bg": "mixed_bg: background of mixed pictures (SSR)",
+    "mixed_fg": "mixed_fg: foreground of mixed pictures (SSR)",
+}
+SCORES = (("baseline seeds", "baseline_seed_miou"), ("KTSE seeds", "seed_miou"), ("KTSE masks", "mask_miou"))
+
+
+class Material(NamedTuple):
+    """What the page tells of. run, baseline: the two networks over the val pictures (baseline None: there is none)."""
+
+    folder: RunFolder
+    summary: dict[str, Any]
+    train: Index
+    run: SeedSource
+    baseline: SeedSource | None
+
+
+def render(about: Material) -> str:
+    """The page's HTML. UserError when masks or seed counts are missing."""
+    summary = about.summary
+    return template().render(
+        name=about.folder.path.name,
+        summary=summary,
+        scores=[(label, summary[key], summary[f"{key}_train"]) for label, key in SCORES if summary[key] is not None],
+        gain=gain(summary),
+        classes=class_rows(summary),
+        background=background(summary),
+        scales=", ".join(f"{scale:g}" for scale in about.run.config.scales),
+        losses=[(LOSSES.get(loss, loss), image) for loss, image in loss_images(about.folder)],
+        sweep=sweep_image(about),
+        groups=picture_groups(about),
+        threshold=threshold(summary),
+        config=about.folder.config_file.read_text(),
+        attribution=attribution(about.run.index.path),
+    )
+
+
+def template() -> Template:
+    """page.html, escaping all that it is given; a name that it is not given is an error."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["number"] = number
+    return environment.get_template("page.html")
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def gain(summary: dict[str, Any]) -> float | None:
+    """Points of val mIoU that KTSE's seeds have over the baseline's."""
+    ours, theirs = summary["seed_miou"], summary["baseline_seed_miou"]
+    return None if ours is None or theirs is None else ours - theirs
+
+
+def class_rows(summary: dict[str, Any]) -> list[tuple[str, dict[str, float | None]]]:
+    """(class, {seed, baseline, mask}), the background first, then from the best mask to the worst."""
+    per_class = summary["per_class"] or {}
+    complete = [(name, {"baseline": None} | values) for name, values in per_class.items()]
+    return complete[:1] + sorted(complete[1:], key=lambda row: -row[1]["mask"])
+
+
+def background(summary: dict[str, Any]) -> str:
+    """How masks came from CAMs, as a sentence."""
+    used, train = summary["background"], summary["pictures"]["train"]
+    kind = (
+        f"dense CRF over the CAMs with background (1 − CAM)^{used['strength']:g}"
+        if used["refine"] == "crf"
+        else f"the CAMs above {used['strength']:g}, without CRF"
+    )
+    if not used["pictures"]:
+        return f"{kind}; the default strength, since there is no ground truth to choose by"
+    return f"{kind}; strength chosen on {used['pictures']} of the {train} training pictures"
+
+
+def threshold(summary: dict[str, Any]) -> float:
+    """The seeds' threshold: the best on train, else the default."""
+    best = summary["best_threshold"]
+    return DEFAULT_THRESHOLD if best is None else best
+
+
+def loss_images(folder: RunFolder) -> list[tuple[str, str]]:
+    return loss_plots(read_metrics(folder.metrics_file), read_metrics(folder.baseline.metrics_file))
+
+
+def sweep_image(about: Material) -> str | None:
+    """Seed mIoU over thresholds for both networks and splits; None without ground truth."""
+    summary, indexes = about.summary, (about.run.index, about.train)
+    if summary["best_threshold"] is None:
+        return None
+    folders, chosen = {"KTSE": about.folder.masks}, {"KTSE": summary["best_threshold"]}
+    if summary["baseline_best_threshold"] is not None:
+        folders["baseline"], chosen["baseline"] = about.folder.baseline.masks, summary["baseline_best_threshold"]
+    sweeps = {f"{who}, {i.split}": read_seeds(masks, i).sweep for who, masks in folders.items() for i in indexes}
+    return sweep_plot(sweeps, chosen)
+
+
+def picture_groups(about: Material) -> list[tuple[str, list[Row]]]:
+    masks, at = MaskIndex(about.folder.masks, about.run.index), threshold(about.summary)
+    return [
+        (heading, [picture_row(row, miou, about.run, about.baseline, masks, at) for row, miou in rows])
+        for heading, rows in group_rows(masks, about.run.index)
+    ]
+
+
+def attribution(dataset: Path) -> str | None:
+    """Who made the pictures, where the data set says so."""
+    file = dataset / "ATTRIBUTION.md"
+    return file.read_text() if file.is_file() else None

@@ -1,0 +1,156 @@
+"""Which pictures the report shows, and what it draws over them. Colours are dealt out anew in every picture."""
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ktse_dist.data.decode import decode_mask
+from ktse_dist.data.index import Index
+from ktse_dist.data.reader import Reader
+from ktse_dist.evaluation.miou import IGNORE
+from ktse_dist.inference.generate import Seed, SeedSource
+from ktse_dist.inference.mask_shards import MaskIndex
+from ktse_dist.inference.multiscale import PictureCams
+
+LONG_SIDE, QUALITY = 320, 82  # of the pictures in the page, which should stay under 5 MB
+GROUP = 3  # pictures in each of best, median, worst
+COLOURS = ("#e69f00", "#0072b2", "#cc3d8e", "#009e73", "#d55e00", "#56b4e9", "#f0e442")  # told apart by all eyes
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One class of one picture: colour in the overlays, IoU of the final mask in percent (None: no ground truth)."""
+
+    name: str
+    colour: str
+    iou: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture of the page. views: (caption, image as a data URI)."""
+
+    key: str
+    miou: float | None
+    chips: list[Chip]
+    views: list[tuple[str, str]]
+
+
+def group_rows(masks: MaskIndex, index: Index) -> list[tuple[str, list[tuple[int, float | None]]]]:
+    """(heading, [(row, mIoU of its mask)]) to show; without ground truth the first pictures that have masks."""
+    made = [row for row in range(len(index)) if masks.has(row)]
+    scored = sorted(mask_scores(masks, index, made), key=lambda pair: -pair[1])
+    if not scored:
+        return [("First pictures", [(row, None) for row in made[: 3 * GROUP]])]
+    best, rest = scored[:GROUP], scored[GROUP:]
+    worst, middle = rest[-GROUP:], rest[:-GROUP]
+    start = max(0, (len(scored) - GROUP) // 2 - GROUP)
+    groups = [("Best", best), ("Median", middle[start : start + GROUP]), ("Worst", worst)]
+    return [(heading, rows) for heading, rows in groups if rows]
+
+
+def mask_scores(masks: MaskIndex, index: Index, rows: Sequence[int]) -> Iterator[tuple[int, float]]:
+    """(row, mIoU) of the pictures that have ground truth."""
+    reader = Reader(index)
+    for row in rows:
+        if index.samples["mask"]["size"][row]:
+            truth = decode_mask(reader.read(row, "mask"))
+            ious = picture_iou(decode_mask(masks.read(row, "mask")), truth)
+            yield row, float(np.mean(list(ious.values()))) if ious else 0.0
+
+
+def picture_iou(labels: np.ndarray, truth: np.ndarray) -> dict[int, float]:
+    """Percent for each value that occurs in either, where the truth is known: labels, truth uint8 [H,W]."""
+    known = truth != IGNORE
+    labels, truth = labels[known], truth[known]
+    ious = {}
+    for value in np.union1d(labels, truth).tolist():
+        found, true = labels == value, truth == value
+        ious[value] = 100 * float((found & true).sum() / (found | true).sum())
+    return ious
+
+
+def picture_row(
+    row: int, miou: float | None, source: SeedSource, baseline: SeedSource | None, masks: MaskIndex, threshold: float
+) -> Row:
+    """The views of one picture; its CAMs are computed anew. baseline: None when the run has none."""
+    index, seed = source.index, source.seed(row)
+    labels = decode_mask(masks.read(row, "mask"))
+    colours = class_colours(seed)
+    views = [("picture", seed.rgb)]
+    if baseline:
+        views.append(("baseline CAM", heat(seed.rgb, baseline.seed(row).cams, colours)))
+    views += [
+        ("KTSE CAM", heat(seed.rgb, seed.cams, colours)),
+        (f"seed at {threshold:.2f}", paint(seed.rgb, seed_labels(seed.cams, threshold), colours)),
+        ("refined mask" if source.config.refine == "crf" else "final mask", paint(seed.rgb, labels, colours)),
+    ]
+    ious: dict[int, float] = {}
+    if seed.truth is not None:
+        views.append(("ground truth", paint(seed.rgb, seed.truth, colours)))
+        ious = picture_iou(labels, seed.truth)
+    chips = [Chip(index.classes[value - 1], colour, ious.get(value)) for value, colour in colours.items()]
+    return Row(index.key(row), miou, chips, [(caption, data_uri(shrunk(pixels))) for caption, pixels in views])
+
+
+def class_colours(seed: Seed) -> dict[int, str]:
+    """A colour for each mask value of a picture: its tags, and classes that only the ground truth has."""
+    values = set((seed.cams.keys + 1).tolist())
+    if seed.truth is not None:
+        values |= set(np.unique(seed.truth).tolist()) - {0, IGNORE}
+    return {value: COLOURS[place % len(COLOURS)] for place, value in enumerate(sorted(values))}
+
+
+def seed_labels(cams: PictureCams, threshold: float) -> np.ndarray:
+    """uint8 [H,W]: class + 1 where the strongest CAM exceeds the threshold, else 0."""
+    floor = np.full((1, *cams.cams.shape[1:]), threshold, np.float32)
+    values = np.concatenate([[0], cams.keys + 1]).astype(np.uint8)
+    return values[np.concatenate([floor, cams.cams]).argmax(0)]
+
+
+def heat(rgb: np.ndarray, cams: PictureCams, colours: dict[int, str]) -> np.ndarray:
+    """The picture in grey, tinted by its strongest class as far as that is activated: uint8 [H,W,3]."""
+    if len(cams.keys) == 0:
+        return backdrop(rgb).astype(np.uint8)
+    tints = np.stack([rgb_of(colours[int(key) + 1]) for key in cams.keys])
+    return blend(backdrop(rgb), tints[cams.cams.argmax(0)], 0.9 * cams.cams.max(0))
+
+
+def paint(rgb: np.ndarray, labels: np.ndarray, colours: dict[int, str]) -> np.ndarray:
+    """The picture in grey under its labels uint8 [H,W]; what the ground truth ignores is white."""
+    tints, weight = np.zeros((256, 3)), np.zeros(256)
+    for value, colour in colours.items():
+        tints[value], weight[value] = rgb_of(colour), 0.75
+    tints[IGNORE], weight[IGNORE] = 255, 0.75
+    return blend(backdrop(rgb), tints[labels], weight[labels])
+
+
+def backdrop(rgb: np.ndarray) -> np.ndarray:
+    """Grey with little contrast, so that colours over it are read as labels: float [H,W,3]."""
+    grey = rgb @ np.array([0.299, 0.587, 0.114])
+    return np.repeat((40 + 0.65 * grey)[..., None], 3, axis=2)
+
+
+def blend(below: np.ndarray, above: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    weight = weight[..., None]
+    return np.rint(below * (1 - weight) + above * weight).astype(np.uint8)
+
+
+def rgb_of(colour: str) -> np.ndarray:
+    return np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], float)
+
+
+def shrunk(pixels: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
+    return picture
+
+
+def data_uri(picture: Image.Image) -> str:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=QUALITY, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
