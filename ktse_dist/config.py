@@ -159,6 +159,11 @@ class Train(Model):
         starts = [start for start, _ in self.batch]
         if not starts or starts[0] != 0 or starts != sorted(set(starts)) or min(size for _, size in self.batch) < 1:
             raise ValueError(f"batch is {self.batch}; allowed are [[0, size], [later epoch, size], ...], sizes >= 1")
+        if self.baseline and not 0 < self.phase1_epochs < self.epochs:
+            raise ValueError(
+                f"baseline forks at the end of phase 1, and phase1_epochs={self.phase1_epochs} of epochs={self.epochs} "
+                "leaves none; set train.baseline=false, or phase1_epochs between 1 and epochs - 1"
+            )
         if self.phase1_epochs > self.epochs:
             raise ValueError(f"phase1_epochs is {self.phase1_epochs}; allowed is at most train.epochs={self.epochs}")
         return self
@@ -248,7 +253,7 @@ def explain(problem: dict[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{key}: no such key. {nearest(path)}"
     if problem["type"] == "value_error":
-        return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+        return ".".join([*path, problem["msg"].removeprefix("Value error, ")])  # our messages begin with the key
     return f"{key}: found {problem['input']!r}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 

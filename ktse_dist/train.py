@@ -9,7 +9,7 @@ from ktse_dist.errors import run_main
 from ktse_dist.run_folder import RunFolder, dataset_path, run_folder, run_root
 from ktse_dist.training.context import LocalContext
 from ktse_dist.training.dry_run import describe
-from ktse_dist.training.loop import Job, check, run
+from ktse_dist.training.loop import Job, prepare, run
 from ktse_dist.training.setup import prepare_process, start_logging
 
 
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
         return
     planned = jobs(config, folder)
     for job in planned:
-        check(job)
+        prepare(job)
     train(planned)
     print(f"trained: {folder.path}\nnext: ktse masks --run {folder.path}")
 

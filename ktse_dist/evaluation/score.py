@@ -19,6 +19,8 @@ from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.inference.settings import kept_settings
 from ktse_dist.run_folder import RunFolder
 
+BACKGROUND = "background"  # its name among the classes of summary.json
+
 
 @dataclass(frozen=True)
 class Seeds:
@@ -79,7 +81,7 @@ def score(folder: RunFolder, train: Index, val: Index) -> dict[str, Any]:
         name = "baseline_seed_miou" if kind == "baseline" else f"{kind}_miou"
         fields |= {name: counts["val"].miou(), f"{name}_train": counts["train"].miou()}
     per_class = {kind: counts["val"].iou() for kind, counts in found.items()}
-    return rounded(fields | {"per_class": by_class(["background", *val.classes], per_class)})
+    return rounded(fields | {"per_class": by_class([BACKGROUND, *val.classes], per_class)})
 
 
 NO_SCORES = dict.fromkeys(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ktse_dist.data.index import Index
-from ktse_dist.evaluation.score import read_seeds
+from ktse_dist.evaluation.score import BACKGROUND, read_seeds
 from ktse_dist.inference.generate import DEFAULT_THRESHOLD, SeedSource
 from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.reporting.pictures import Row, group_rows, picture_row
@@ -80,9 +80,8 @@ def gain(summary: dict[str, Any]) -> float | None:
 
 def class_rows(summary: dict[str, Any]) -> list[tuple[str, dict[str, float | None]]]:
     """(class, {seed, baseline, mask}), the background first, then from the best mask to the worst."""
-    per_class = summary["per_class"] or {}
-    complete = [(name, {"baseline": None} | values) for name, values in per_class.items()]
-    return complete[:1] + sorted(complete[1:], key=lambda row: -row[1]["mask"])
+    complete = [(name, {"baseline": None} | ious) for name, ious in (summary["per_class"] or {}).items()]
+    return sorted(complete, key=lambda row: (row[0] != BACKGROUND, -row[1]["mask"]))
 
 
 def background(summary: dict[str, Any]) -> str:

@@ -65,7 +65,7 @@ def sweep_plot(sweeps: Mapping[str, ThresholdSweep], chosen: Mapping[str, float]
         axes.axvline(threshold, color=colours[who], linewidth=0.8, linestyle=":")
     axes.set_xlabel("background threshold (dotted: chosen on train)")
     axes.set_ylabel("seed mIoU, %")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="lower center", ncols=2)
     return data_uri(figure)
 
 

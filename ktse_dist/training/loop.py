@@ -20,6 +20,7 @@ from ktse_dist.method.ktse import KTSE
 from ktse_dist.models.weights import save_model
 from ktse_dist.run_folder import RunFolder, dataset_path
 from ktse_dist.training import checkpoint
+from ktse_dist.training.checkpoint import Checkpoint
 from ktse_dist.training.context import RunContext
 from ktse_dist.training.engine import Engine, build_engine
 from ktse_dist.training.metrics import MetricsLog, Progress
@@ -56,20 +57,34 @@ class Job:
 def run(job: Job, context: RunContext) -> None:
     """Train until the last step, or until the context asks to stop; either way a checkpoint is written last."""
     config = job.config
-    index = Index.open(dataset_path(config), "train")
-    schedule = Schedule(config, len(index))
-    position = checkpoint.latest(job.folder.checkpoints) or job.start
-    saved = checkpoint.load(position) if position else None
-    if saved:
-        check_same_run(saved.state, config, index, position)
+    index, schedule, saved = prepare(job)
     first = saved.state["step"] if saved else 0
     if first == schedule.total_steps and job.folder.model.exists():
         return
+    if context.rank == 0:
+        job.folder.write_config(config)
     kernels.set_mode(config.kernels.mode)
     engine = make_engine(config, index)
     if saved:
         engine.load(saved.weights, saved.momentum)
     Trainer(job, context, index, schedule, engine).train(first)
+
+
+def prepare(job: Job) -> tuple[Index, Schedule, Checkpoint | None]:
+    """What a run starts from, checked: UserError for everything the user can mend, before any worker starts."""
+    index = Index.open(dataset_path(job.config), "train")
+    schedule = Schedule(job.config, len(index))
+    own = checkpoint.latest(job.folder.checkpoints)
+    if own:
+        saved = checkpoint.load(own)
+        check_same_data(saved, index, own)
+        check_same_run(saved, job.config, own)
+    elif job.start and job.start.exists():
+        saved = checkpoint.load(job.start)  # a fork: another method on the same pictures
+        check_same_data(saved, index, job.start)
+    else:
+        saved = None
+    return index, schedule, saved
 
 
 def device_of(config: Config) -> torch.device:
@@ -87,13 +102,16 @@ def make_engine(config: Config, index: Index) -> Engine:
     return build_engine(config.engine, module, parameter_groups(module, config.optimiser.weight_decay), device)
 
 
-def check_same_run(state: dict[str, Any], config: Config, index: Index, position: Path) -> None:
-    """A checkpoint goes on only with the pictures and the method it was made with."""
-    if state["index_sha256"] != index.sha256:
+def check_same_data(saved: Checkpoint, index: Index, position: Path) -> None:
+    if saved.state["index_sha256"] != index.sha256:
         raise UserError(
             f"{position}: made with another data set than {index.path}; give that one as data.path or a new run.name"
         )
-    then, now = (flatten(c) for c in (state["config"], config.model_dump(mode="json", by_alias=True)))
+
+
+def check_same_run(saved: Checkpoint, config: Config, position: Path) -> None:
+    """A run goes on only with the settings it was started with."""
+    then, now = (flatten(c) for c in (saved.state["config"], config.model_dump(mode="json", by_alias=True)))
     changed = [key for key in sorted(then | now) if then.get(key) != now.get(key) and not is_free(key)]
     if changed:
         key = changed[0]

@@ -57,19 +57,15 @@ def test_dilation_computes_the_strided_features_at_more_places(state):
     torch.testing.assert_close(dense[:, :, ::2, ::2], coarse, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("output_stride", [8, 16])
-def test_a_cell_looks_at_the_middle_of_its_pixels(output_stride):
-    """With equal weights and nothing but the convolutions, the gradient's centre is the receptive field's."""
-    net = EfficientNetLite0(output_stride)
-    convs = torch.nn.Sequential(*[module for module in net.modules() if isinstance(module, ConvNorm)])
-    for conv in convs:
-        torch.nn.init.constant_(conv.weight, 1 / conv.weight[0].numel())
-    image = torch.zeros(1, 3, 512, 512, requires_grad=True)
-    cell = 256 // output_stride
-    convs(image)[0, 0, cell, cell].backward()
-    seen = image.grad[0, 0].sum(0)
-    centre = (seen * torch.arange(512)).sum() / seen.sum()
-    assert abs(centre - (cell * output_stride + (output_stride - 1) / 2)) <= 0.51
+@pytest.mark.parametrize("size", [(8, 8), (8, 9), (9, 8), (11, 11), (2, 1)])
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_strided_convolutions_pad_like_tensorflow(size, kernel, groups):
+    """SAME: ceil(n/2) outputs from as little padding as that takes, the odd pixel after the picture."""
+    conv, x = ConvNorm(4, 4, kernel, stride=2, groups=groups), torch.randn(1, 4, *size)
+    total = [(-(-n // 2) - 1) * 2 + kernel - n for n in reversed(size)]
+    padded = F.pad(x, [side for t in total for side in (t // 2, t - t // 2)])
+    torch.testing.assert_close(conv(x), F.conv2d(padded, conv.weight, stride=2, groups=groups))
 
 
 def test_only_pointwise_kernels_behind_the_second_stage_train(state):

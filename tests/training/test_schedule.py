@@ -1,0 +1,38 @@
+"""Steps, epochs, phases: arithmetic that a resumed run depends on."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ktse_dist.config import load_config
+from ktse_dist.training.schedule import Schedule
+
+
+def schedule(samples=100, *keys):
+    return Schedule(load_config(None, ["train.epochs=5", "train.phase1_epochs=2", *keys]), samples)
+
+
+@given(st.integers(20, 300), st.integers(1, 16), st.integers(1, 16))
+def test_walking_over_places_meets_every_batch_of_every_epoch_once(samples, first, later):
+    plan = schedule(samples, f"train.batch=[[0,{first}],[3,{later}]]", "ray.workers=1")
+    places = [plan.place(step) for step in range(plan.total_steps)]
+    expected = [(e, b) for e in range(5) for b in range(samples // (first if e < 3 else later))]
+    assert [(p.epoch, p.batch) for p in places] == expected
+    assert plan.pictures_after(0) == sum(p.batch_size for p in places)
+
+
+def test_phase_two_begins_with_its_epoch():
+    plan = schedule(100, "train.batch=[[0,16]]")
+    assert plan.phase1_steps == 12
+    assert [plan.phase(step) for step in (0, 11, 12)] == [1, 1, 2]
+
+
+def test_the_published_horizon_counts_updates_of_eight_pictures():
+    plan = schedule(10_582, "method.preset=published", "train.epochs=40", "train.phase1_epochs=10",
+                    "train.batch=[[0,8],[10,16]]")  # fmt: skip
+    assert (plan.horizon, plan.total_steps) == (52_880, 33_050)
+
+
+def test_pictures_left_shrink_with_every_step():
+    plan = schedule(100, "train.batch=[[0,16]]")
+    assert plan.pictures_after(0) - plan.pictures_after(7) == 7 * 16
+    assert plan.pictures_after(plan.total_steps) == 0
