@@ -26,6 +26,7 @@ LOSSES = {  # what the curves' captions say
     "mixed_fg": "mixed_fg: foreground of mixed pictures (SSR)",
 }
 SCORES = (("baseline seeds", "baseline_seed_miou"), ("KTSE seeds", "seed_miou"), ("KTSE masks", "mask_miou"))
+STAGES = ("train", "masks", "evaluate")  # what has run before the page is made
 
 
 class Material(NamedTuple):
@@ -53,6 +54,7 @@ def render(about: Material) -> str:
         sweep=sweep_image(about),
         groups=picture_groups(about),
         threshold=threshold(summary),
+        stages=[(stage, summary["seconds"][stage]) for stage in STAGES if stage in summary["seconds"]],
         config=about.folder.config_file.read_text(),
         attribution=attribution(about.run.index.path),
     )

@@ -43,13 +43,17 @@ class Row:
 def group_rows(masks: MaskIndex, index: Index) -> list[tuple[str, list[tuple[int, float | None]]]]:
     """(heading, [(row, mIoU of its mask)]) to show; without ground truth the first pictures that have masks."""
     made = [row for row in range(len(index)) if masks.has(row)]
-    scored = sorted(mask_scores(masks, index, made), key=lambda pair: -pair[1])
-    if not scored:
-        return [("First pictures", [(row, None) for row in made[: 3 * GROUP]])]
-    best, rest = scored[:GROUP], scored[GROUP:]
-    worst, middle = rest[-GROUP:], rest[:-GROUP]
-    start = max(0, (len(scored) - GROUP) // 2 - GROUP)
-    groups = [("Best", best), ("Median", middle[start : start + GROUP]), ("Worst", worst)]
+    scored = list(mask_scores(masks, index, made))
+    return best_median_worst(scored) if scored else [("First pictures", [(row, None) for row in made[: 3 * GROUP]])]
+
+
+def best_median_worst(scored: list[tuple[int, float]]) -> list[tuple[str, list[tuple[int, float]]]]:
+    """GROUP of (row, score) under each heading, highest first, no row twice; groups that stay empty are left out."""
+    ordered = sorted(scored, key=lambda pair: -pair[1])
+    best, rest = ordered[:GROUP], ordered[GROUP:]
+    worst, between = rest[-GROUP:], rest[:-GROUP]
+    start = max(0, (len(between) - GROUP) // 2)
+    groups = [("Best", best), ("Median", between[start : start + GROUP]), ("Worst", worst)]
     return [(heading, rows) for heading, rows in groups if rows]
 
 

@@ -49,7 +49,8 @@ def loss_plot(run: Sequence[tuple[int, float]], baseline: Sequence[tuple[int, fl
     if phase2 and phase2 > run[0][0]:
         axes.axvline(phase2, color="#888888", linewidth=0.8, linestyle=":")
     axes.set_xlabel("step")
-    axes.legend(frameon=False, fontsize=8)
+    if baseline:
+        axes.legend(frameon=False, fontsize=8)
     return data_uri(figure)
 
 
