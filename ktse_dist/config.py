@@ -148,7 +148,7 @@ class Train(Model):
     batch: tuple[tuple[int, int], ...] = ((0, 16),)  # (from epoch, pictures in the global batch)
     epochs: int = Field(40, ge=1, le=10_000)
     phase1_epochs: int = Field(10, ge=0)  # classification only, before KTSE's losses start
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 autocast where the device computes faster in it
     baseline: bool = False  # also fork a classification-only run from the end of phase 1
     checkpoint_steps: int = Field(200, ge=1)
     keep: int = Field(2, ge=1)  # latest checkpoints kept

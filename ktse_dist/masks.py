@@ -24,10 +24,11 @@ def main(arguments: list[str]) -> None:
     folder = RunFolder(options.run.absolute())
     config = with_mask_keys(folder.read_config(), options.overrides)
     start = time.perf_counter()
-    make_masks(folder, config)
+    made = make_masks(folder, config)
     if folder.baseline.model.exists():
-        score_baseline(folder.baseline, config)
-    folder.update_summary(seconds={"masks": round(time.perf_counter() - start, 1)})
+        made += score_baseline(folder.baseline, config)
+    if made:  # a second call finds everything there, and its time is no figure
+        folder.update_summary(seconds={"masks": round(time.perf_counter() - start, 1)})
     print(f"masks: {folder.masks}\nnext: ktse evaluate --run {folder.path}")
 
 
@@ -38,32 +39,32 @@ def with_mask_keys(config: Config, overrides: list[str]) -> Config:
     return validate(merge(config.model_dump(by_alias=True), *(parse_override(o) for o in overrides)))
 
 
-def make_masks(folder: RunFolder, config: Config) -> None:
-    network = network_from(folder.model)
+def make_masks(folder: RunFolder, config: Config) -> int:
+    network = network_from(folder.model, config.train.precision)
     keep_settings(folder.masks, folder.model, config.masks, config.data.resize)
     train, val = (SeedSource(network, index, config.masks, config.data.resize) for index in splits(config))
     chosen = calibrate(train, folder.masks / "calibration.json")
-    for source in (train, val):
-        write_masks(source, chosen["strength"], folder.masks)
+    return sum(write_masks(source, chosen["strength"], folder.masks) for source in (train, val))
 
 
-def score_baseline(folder: RunFolder, config: Config) -> None:
-    network = network_from(folder.model)
+def score_baseline(folder: RunFolder, config: Config) -> int:
+    network = network_from(folder.model, config.train.precision)
     keep_settings(folder.masks, folder.model, config.masks, config.data.resize)
-    for index in splits(config):
-        write_seed_scores(SeedSource(network, index, config.masks, config.data.resize), folder.masks)
+    sources = (SeedSource(network, index, config.masks, config.data.resize) for index in splits(config))
+    return sum(write_seed_scores(source, folder.masks) for source in sources)
 
 
 def splits(config: Config) -> tuple[Index, Index]:
     return Index.open(config.data.path, "train"), Index.open(config.data.path, "val")
 
 
-def network_from(model: Path) -> CamNetwork:
+def network_from(model: Path, precision: str) -> CamNetwork:
+    """A finished run's network, in the precision that it was trained with."""
     if not model.is_file():
         raise UserError(f"{model}: not there; training has not finished: run the same ktse train command again")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone, head, _, _ = load_model(model)
-    return network_of(backbone.to(device), head.to(device), device)
+    return network_of(backbone.to(device), head.to(device), device, bf16=precision == "bf16")
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ def material(folder: RunFolder) -> Material:
     """All that the page is made of. UserError names the stage that is still to run."""
     config = folder.read_config()
     train, val = splits(config)
-    networks = [network_from(folder.model)]
+    networks = [network_from(folder.model, config.train.precision)]
     if folder.baseline.model.is_file():
-        networks.append(network_from(folder.baseline.model))
+        networks.append(network_from(folder.baseline.model, config.train.precision))
     settings = kept_settings(folder.masks)
     summary = folder.read_summary()
     if "pictures" not in summary:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+import torch
+
 from ktse_dist.config import Config, load_config, merge, to_yaml, validate
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.errors import run_main
@@ -10,7 +12,7 @@ from ktse_dist.run_folder import RunFolder, dataset_path, run_folder, run_root
 from ktse_dist.training.context import LocalContext
 from ktse_dist.training.dry_run import describe
 from ktse_dist.training.loop import Job, prepare, run
-from ktse_dist.training.setup import prepare_process, start_logging
+from ktse_dist.training.setup import fast_precision, prepare_process, start_logging
 
 
 def main(arguments: list[str]) -> None:
@@ -29,16 +31,21 @@ def main(arguments: list[str]) -> None:
     for job in planned:
         prepare(job)
     train(planned)
+    if config.train.baseline and folder.baseline.model.exists():
+        folder.update_summary(seconds={"baseline": folder.baseline.read_summary()["seconds"]["train"]})
     print(f"trained: {folder.path}\nnext: ktse masks --run {folder.path}")
 
 
 def resolved(config: Config) -> Config:
-    """The config with absolute paths, so that it means the same from every folder; the embedded data are packed."""
+    """The config with absolute paths, so that it means the same from every folder, and a precision that every worker
+    shares; the embedded data are packed."""
     path = dataset_path(config)
     if config.data.path is None:
         pack_stickers(path)
-    given = config.model_dump(by_alias=True)
-    return validate(merge(given, {"run": {"root": run_root(config)}, "data": {"path": path}}))
+    found = {"run": {"root": run_root(config)}, "data": {"path": path}}
+    if config.train.precision == "auto":
+        found["train"] = {"precision": fast_precision(config.ray.use_gpu or torch.cuda.is_available())}
+    return validate(merge(config.model_dump(by_alias=True), found))
 
 
 def jobs(config: Config, folder: RunFolder) -> list[Job]:

@@ -6,10 +6,12 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from ktse_dist.errors import UserError
+
 MAX_SIDE, MAX_PIXELS = 16_384, 100_000_000
 
 
-class BadSample(ValueError):
+class BadSample(UserError):
     """A picture or mask that cannot be used; the message names what was found."""
 
 
@@ -20,8 +22,6 @@ def decode_jpeg(content: bytes) -> np.ndarray:
         check_size(height, width)
         return simplejpeg.decode_jpeg(content, "RGB")
     except ValueError as error:
-        if isinstance(error, BadSample):
-            raise
         raise BadSample(f"not a JPEG that can be decoded ({error})") from None
 
 

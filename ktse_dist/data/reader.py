@@ -2,14 +2,18 @@
 
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import BinaryIO, Literal
 
-from ktse_dist.data.decode import BadSample
+import numpy as np
+
+from ktse_dist.data.decode import BadSample, decode_jpeg, decode_mask
 from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError
 
 OPEN_SHARDS = 16
 Member = Literal["image", "json", "mask"]
+MEND = "pack the data set again, or leave this picture out"
 
 
 class Reader:
@@ -31,8 +35,23 @@ class Reader:
         content = shard.read(size)
         if not size or zlib.crc32(content) != crc:
             found = "is damaged (crc32)" if size else "is missing"
-            raise BadSample(f"{self.index.key(row)}: its {member} {found} in {shard.name}")
+            raise BadSample(f"{self.index.key(row)}: its {member} {found} in {shard.name}; {MEND}")
         return content
+
+    def picture(self, row: int) -> np.ndarray:
+        """uint8 [H,W,3]. BadSample names the key of what cannot be decoded."""
+        return self._decoded(decode_jpeg, row, "image")
+
+    def truth(self, row: int) -> np.ndarray | None:
+        """The ground truth, uint8 [H,W], or None where the data set has none for this picture."""
+        return self._decoded(decode_mask, row, "mask") if self.index.samples["mask"]["size"][row] else None
+
+    def _decoded(self, decode: Callable[[bytes], np.ndarray], row: int, member: Member) -> np.ndarray:
+        content = self.read(row, member)
+        try:
+            return decode(content)
+        except BadSample as error:
+            raise BadSample(f"{self.index.key(row)}: its {member} is {error}; {MEND}") from None
 
     def _file(self, shard: int) -> BinaryIO:
         if shard not in self._open:

@@ -16,11 +16,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ktse_dist.config import Data
 from ktse_dist.data import keyed
 from ktse_dist.data.augment import Crop, augment, draw
-from ktse_dist.data.decode import BadSample, decode_jpeg
 from ktse_dist.data.index import Index
 from ktse_dist.data.order import Epoch, Partners, epoch_order, rank_positions
 from ktse_dist.data.reader import Reader
-from ktse_dist.errors import UserError
 from ktse_dist.method.batch import Batch
 
 AUGMENTATION, DROPOUT = 16, 17  # what a sample's key is for; order.py has the uses below
@@ -139,10 +137,7 @@ class Loader:
         return Item(own, self.index.labels([rows.anchor])[0], int(key.astype(np.int64)), partner, partner_label)
 
     def _crop(self, row: int, anchor: int, role: int) -> Crop:
-        try:
-            picture = decode_jpeg(self.reader.read(row, "image"))
-        except BadSample as error:
-            raise UserError(f"{error}; pack the data set again or leave this picture out") from error
+        picture = self.reader.picture(row)
         key = keyed.key(self.seed, self.epoch, AUGMENTATION, anchor, role)
         choices = draw(key, picture.shape[:2], self.data.long_side, self.data.crop)
         return augment(picture, choices, self.data.crop, self.data.resize)

@@ -51,8 +51,8 @@ def mask_confusion(folder: Path, index: Index) -> Confusion:
     masks, reader = MaskIndex(folder, index), Reader(index)
     confusion = Confusion(len(index.classes))
     for row in range(len(index)):
-        if masks.has(row) and index.samples["mask"]["size"][row]:
-            truth = decode_mask(reader.read(row, "mask"))
+        truth = reader.truth(row) if masks.has(row) else None
+        if truth is not None:
             confusion.update(decode_mask(masks.read(row, "mask")), truth)
     return confusion
 

@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from ktse_dist.config import Masks
 from ktse_dist.data.augment import Resize
-from ktse_dist.data.decode import decode_jpeg, decode_mask
 from ktse_dist.data.index import Index
 from ktse_dist.data.reader import Reader
 from ktse_dist.evaluation.miou import Confusion
@@ -26,7 +25,7 @@ from ktse_dist.inference.refine import Task, refine
 from ktse_dist.run_folder import write_text
 
 THRESHOLDS = tuple(step / 100 for step in range(2, 61))
-CALIBRATION = 300  # training pictures that choose the background strength; their CAMs wait in memory
+CALIBRATION = 150  # training pictures that choose the background strength; their CAMs wait in memory
 DEFAULT_THRESHOLD, DEFAULT_ALPHA = 0.2, 6.0  # without ground truth there is nothing to choose by
 
 
@@ -76,10 +75,9 @@ class SeedSource:
         return self.kept.pop(row, None) or self._compute(row)
 
     def _compute(self, row: int) -> Seed:
-        rgb = decode_jpeg(self.reader.read(row, "image"))
+        rgb = self.reader.picture(row)
         cams = multiscale_cam(self.network, rgb, self.index.labels([row])[0], self.config.scales, self.resize)
-        truth = decode_mask(self.reader.read(row, "mask")) if self.has_truth(row) else None
-        return Seed(row, rgb, cams, truth)
+        return Seed(row, rgb, cams, self.reader.truth(row))
 
     def has_truth(self, row: int) -> bool:
         return bool(self.index.samples["mask"]["size"][row])
@@ -101,8 +99,9 @@ class SeedSource:
             yield Task(seed.rgb, seed.cams.keys, seed.cams.cams, self.config.refine, strengths, palette)
 
 
-def write_seed_scores(source: SeedSource, folder: Path) -> None:
-    """Score a network's seeds without making masks: what a baseline needs."""
+def write_seed_scores(source: SeedSource, folder: Path) -> int:
+    """Score a network's seeds without making masks: what a baseline needs. Returns how many shards it did."""
+    made = 0
     for name, rows in source.rows_by_shard():
         path = folder / f"{name}.seeds.npz"
         if not path.exists():
@@ -110,10 +109,16 @@ def write_seed_scores(source: SeedSource, folder: Path) -> None:
             for row in tqdm(rows, desc=f"seeds of {name}", unit="picture"):
                 scores.add(source.seed(row))
             scores.save(path)
+            made += 1
+    return made
 
 
-def write_masks(source: SeedSource, strength: float, folder: Path) -> None:
-    """Mask shards, seed scores and the mask index of one split: CAMs here, refinement in processes beside it."""
+def write_masks(source: SeedSource, strength: float, folder: Path) -> int:
+    """Mask shards, seed scores and the mask index of one split: CAMs here, refinement in processes beside it.
+
+    Returns how many shards it made.
+    """
+    made = 0
     for name, rows in source.rows_by_shard():
         shard, scores_file = folder / f"{name}.tar", folder / f"{name}.seeds.npz"
         if shard.exists() and scores_file.exists():
@@ -130,7 +135,9 @@ def write_masks(source: SeedSource, strength: float, folder: Path) -> None:
         lines = tqdm(zip(rows, results, strict=True), total=len(rows), desc=f"masks of {name}", unit="picture")
         write_mask_shard(shard, (MaskFiles(source.index.key(r), one.mask, one.confidence) for r, (one,) in lines))
         scores.save(scores_file)
+        made += 1
     write_mask_index(folder, source.index)
+    return made
 
 
 def calibrate(source: SeedSource, path: Path) -> dict[str, float]:

@@ -62,7 +62,7 @@ def mask_scores(masks: MaskIndex, index: Index, rows: Sequence[int]) -> Iterator
     reader = Reader(index)
     for row in rows:
         if index.samples["mask"]["size"][row]:
-            truth = decode_mask(reader.read(row, "mask"))
+            truth = reader.truth(row)
             ious = picture_iou(decode_mask(masks.read(row, "mask")), truth)
             yield row, float(np.mean(list(ious.values()))) if ious else 0.0
 

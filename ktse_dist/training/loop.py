@@ -67,7 +67,9 @@ def run(job: Job, context: RunContext) -> None:
     engine = make_engine(config, index)
     if saved:
         engine.load(saved.weights, saved.momentum)
-    Trainer(job, context, index, schedule, engine).train(first)
+    # a fork counts its own time only
+    seconds = saved.state["seconds"] if saved and checkpoint.latest(job.folder.checkpoints) else 0.0
+    Trainer(job, context, index, schedule, engine).train(first, seconds)
 
 
 def prepare(job: Job) -> tuple[Index, Schedule, Checkpoint | None]:
@@ -140,9 +142,9 @@ class Trainer:
         self.index, self.schedule, self.engine = index, schedule, engine
         self.device = device_of(job.config)
 
-    def train(self, first: int) -> None:
+    def train(self, first: int, seconds: float) -> None:
         schedule, step = self.schedule, first
-        progress = Progress(schedule.pictures_after(first))
+        progress = Progress(schedule.pictures_after(first), seconds)
         metrics = MetricsLog(self.job.folder, first) if self.context.rank == 0 else None
         means = Means()
         for batch in self._batches(first):
@@ -208,7 +210,7 @@ class Trainer:
         weights, momentum = self.engine.state()
         name = f"step-{step:08}"
         if self.context.rank == 0:
-            state = self._state(step)
+            state = self._state(step) | {"seconds": round(progress.seconds, 1)}
             folder, keep = self.job.folder.checkpoints, self.config.train.keep
             if step == self.schedule.phase1_steps < self.schedule.total_steps and not self.job.start:
                 checkpoint.save(folder, self.job.folder.phase1.name, weights, momentum, state, keep)

@@ -34,25 +34,21 @@ class MetricsLog:
 
 
 class Progress:
-    """Pictures a second and time left, measured since this process started training."""
+    """Pictures a second and time left, measured since this process started training; `seconds` over all its parts."""
 
-    def __init__(self, pictures_left: int):
-        self._left, self._seen, self._start = pictures_left, 0, time.perf_counter()
+    def __init__(self, pictures_left: int, seconds_before: float = 0.0):
+        self._left, self._seen, self._start, self._before = pictures_left, 0, time.perf_counter(), seconds_before
 
     def add(self, pictures: int) -> None:
         self._seen += pictures
 
     @property
-    def pictures(self) -> int:
-        return self._seen
-
-    @property
     def seconds(self) -> float:
-        return time.perf_counter() - self._start
+        return self._before + time.perf_counter() - self._start
 
     @property
     def images_per_second(self) -> float:
-        return self._seen / max(self.seconds, 1e-9)
+        return self._seen / max(time.perf_counter() - self._start, 1e-9)
 
     def line(self, step: int, steps: int, epoch: int, phase: int, losses: dict[str, float]) -> str:
         left = (self._left - self._seen) / max(self.images_per_second, 1e-9)

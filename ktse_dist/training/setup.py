@@ -17,6 +17,12 @@ def prepare_process(threads: int | None) -> None:
     start_logging()
 
 
+def fast_precision(use_gpu: bool) -> str:
+    """`bf16` on a GPU and on CPUs with bf16 arithmetic (there 3 times faster on one thread), else `fp32`."""
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if use_gpu or capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
 def start_logging() -> None:
     log = logging.getLogger("ktse")
     if not log.handlers:

@@ -75,8 +75,8 @@ def wait_for(address: str) -> None:
 
 
 def submit(head: Head, *overrides: str) -> subprocess.CompletedProcess:
-    command = [RAY, "job", "submit", "--address", head.address, "--working-dir", ".",
-               "--runtime-env", "cluster/runtime_env.yaml", "--", "python", "-m", "ktse_dist.train", *overrides]  # fmt: skip
+    command = [RAY, "job", "submit", "--address", head.address, "--working-dir", "."]
+    command += ["--runtime-env", "cluster/runtime_env.yaml", "--", "python", "-m", "ktse_dist.train", *overrides]
     return subprocess.run(
         command, cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=LIMIT, check=False
     )
@@ -92,8 +92,8 @@ def test_a_submitted_job_succeeds_and_leaves_its_run_outside_its_folder(head, tm
     data = tmp_path / "stickers"
     pack_stickers(data, train=40, val=4)
     done = submit(
-        head, f"run.root={tmp_path}/runs", f"data.path={data}", "run.name=job", "data.crop=64", "data.long_side=[64,96]",
-        "train.epochs=2", "train.phase1_epochs=1", "train.batch=[[0,8]]", "train.baseline=true",
+        head, f"run.root={tmp_path}/runs", f"data.path={data}", "run.name=job", "data.crop=64",
+        "data.long_side=[64,96]", "train.epochs=2", "train.phase1_epochs=1", "train.batch=[[0,8]]",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     folder = RunFolder(tmp_path / "runs" / "job")
