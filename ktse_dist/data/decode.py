@@ -1,14 +1,17 @@
 """Bytes of a member to pixels. Foreign bytes: sizes are checked before anything is decoded."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ktse_dist.errors import UserError
 
 MAX_SIDE, MAX_PIXELS = 16_384, 100_000_000
+PNG_DEPTH = 24  # where a PNG's header says how many bits a value has
 
 
 class BadSample(UserError):
@@ -30,10 +33,10 @@ def decode_mask(content: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
             check_size(picture.height, picture.width)
-            if picture.mode not in ("L", "P"):
+            if picture.mode != "P" and (picture.mode != "L" or content[PNG_DEPTH] != 8):  # Pillow stretches fewer bits
                 raise BadSample(f"a mask of mode {picture.mode}; allowed are 8-bit grey and palette PNGs")
             return np.asarray(picture)
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
         raise BadSample(f"not a PNG that can be decoded ({error})") from None
 
 
