@@ -7,6 +7,7 @@ dataset.json.
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ _MEMBER = [("offset", "<u4"), ("size", "<u4"), ("crc32", "<u4")]
 RECORD = np.dtype([("shard", "<u4"), ("image", _MEMBER), ("json", _MEMBER), ("mask", _MEMBER), ("key_end", "<u4")])
 HEADER = len(MAGIC) + 3 * 8
 SPLITS = ("train", "val")
+SHARD_NAME = re.compile(r"[\w-]+\.tar")
 
 
 class Shard(NamedTuple):
@@ -59,12 +61,14 @@ class Index:
         file = self.path / f"{self.split}.index"
         if not file.is_file():
             raise UserError(f"{file}: missing; pack the data set again")
-        content = np.memmap(file, np.uint8, "r")
+        content = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.empty(0, np.uint8)
         if len(content) < HEADER or content[: len(MAGIC)].tobytes() != MAGIC:
             raise UserError(f"{file}: not an index of ktse; pack the data set again")
         count, classes, key_bytes = (int(n) for n in content[len(MAGIC) : HEADER].view("<i8"))
         keys = HEADER + count * RECORD.itemsize
         tags = keys + key_bytes
+        if count < 1 or key_bytes < 0:
+            raise UserError(f"{file}: holds no pictures; pack the data set again")
         if classes != len(self.classes) or len(content) != tags + count * -(-classes // 8):
             raise UserError(f"{file}: its size does not fit its header or dataset.json; pack the data set again")
         self.samples = content[HEADER:keys].view(RECORD)
@@ -87,6 +91,18 @@ class Index:
         with (self.path / f"{self.split}.index").open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    def check_files(self) -> None:
+        """UserError for an index that is not the one of dataset.json, or a shard that is missing or of another size."""
+        file = self.path / f"{self.split}.index"
+        if self.sha256 != self._about["splits"][self.split].get("index_sha256"):
+            raise UserError(f"{file}: not the index that dataset.json names (sha256); pack the data set again")
+        for shard in self.shards:
+            path = self.path / shard.name
+            found = path.stat().st_size if path.is_file() else None
+            if found != shard.bytes:
+                what = "missing" if found is None else f"{found:,} bytes, expected are {shard.bytes:,}"
+                raise UserError(f"{path}: {what}; copy the whole data set, or pack it again")
+
 
 def read_dataset(path: Path) -> dict[str, Any]:
     """dataset.json of a packed data set."""
@@ -100,7 +116,27 @@ def read_dataset(path: Path) -> dict[str, Any]:
     found = about.get("format") if isinstance(about, dict) else None
     if found != FORMAT:
         raise UserError(f"{file}: format {found}, this version of ktse reads {FORMAT}; pack the data set again")
+    if not _well_formed(about):
+        raise UserError(f"{file}: parts are missing or of a wrong kind; pack the data set again")
     return about
+
+
+def _well_formed(about: dict[str, Any]) -> bool:
+    """Classes, palette, and splits whose shards are plain file names: a data set never points outside its folder."""
+    classes, splits = about.get("classes"), about.get("splits")
+    if not (isinstance(classes, list) and isinstance(about.get("palette"), list) and isinstance(splits, dict)):
+        return False
+    entries = [entry.get("shards") if isinstance(entry, dict) else None for entry in splits.values()]
+    return all(isinstance(name, str) for name in classes) and all(
+        isinstance(shards, list) and all(map(_is_shard, shards)) for shards in entries
+    )
+
+
+def _is_shard(shard: Any) -> bool:
+    if not (isinstance(shard, dict) and set(shard) == set(Shard._fields)):
+        return False
+    kinds = Shard.__annotations__
+    return all(type(shard[name]) is kinds[name] for name in kinds) and bool(SHARD_NAME.fullmatch(shard["name"]))
 
 
 class Entry(NamedTuple):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ktse_dist.data.index import SPLITS, read_dataset
+from ktse_dist.data.index import SPLITS, Index, read_dataset
 from ktse_dist.data.pack.compose import Picture, compose_some
 from ktse_dist.data.pack.drawings import attribution, classes
 from ktse_dist.data.pack.writer import SHARD_BYTES, Sample, new_dataset, write_about, write_split
@@ -33,29 +33,39 @@ def pack_stickers(
     anything else. DESIGN section 4.
     """
     recipe = {"train": train, "val": val, "seed": seed, "version": VERSION}
-    check_recipe(recipe)
+    check_numbers(recipe | {"workers": 1 if workers is None else workers})
     if out.exists() and is_stickers(out, recipe):
         return
-    workers = workers or len(os.sched_getaffinity(0))
-    with new_dataset(out) as folder, tqdm(total=train + val, desc="stickers", unit="picture") as progress:
+    try:
+        build(out, recipe, workers or len(os.sched_getaffinity(0)), shard_bytes)
+    except UserError:
+        if not (out.exists() and is_stickers(out, recipe)):  # where it is, another process was faster
+            raise
+
+
+def build(out: Path, recipe: dict[str, int], workers: int, shard_bytes: int) -> None:
+    total = recipe["train"] + recipe["val"]
+    with new_dataset(out) as folder, tqdm(total=total, desc="stickers", unit="picture") as progress:
         splits = {}
         for split in SPLITS:
-            samples = make_samples(seed, split, recipe[split], workers, progress)
+            samples = make_samples(recipe["seed"], split, recipe[split], workers, progress)
             splits[split] = write_split(folder, split, samples, len(classes()), shard_bytes)
         (folder / "ATTRIBUTION.md").write_text(attribution())
         write_about(folder, classes(), splits, stickers=recipe)
 
 
-def check_recipe(recipe: dict[str, int]) -> None:
-    for name, least in (("train", 1), ("val", 1), ("seed", 0)):
-        if recipe[name] < least:
-            raise UserError(f"{name}: {recipe[name]} is too small; allowed is {least} or more")
+def check_numbers(given: dict[str, int]) -> None:
+    for name, least in (("train", 1), ("val", 1), ("seed", 0), ("workers", 1)):
+        if given[name] < least:
+            raise UserError(f"{name}: {given[name]} is too small; allowed is {least} or more")
 
 
 def is_stickers(out: Path, recipe: dict[str, int]) -> bool:
-    """Whether `out` holds exactly this data set; UserError for anything else but nothing."""
+    """Whether `out` holds exactly this data set, whole; UserError for anything else."""
     found = read_dataset(out).get("stickers") if (out / "dataset.json").is_file() else None
     if found == recipe:
+        for split in SPLITS:
+            Index.open(out, split).check_files()
         return True
     what = f"other stickers ({found})" if found else "something else"
     raise UserError(f"{out}: holds {what}, wanted is {recipe}; remove it, or give another folder")

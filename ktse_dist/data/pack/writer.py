@@ -5,7 +5,9 @@ import json
 import re
 import shutil
 import tarfile
+import uuid
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from ktse_dist.data.palette import voc_palette
 from ktse_dist.errors import UserError
 
 SHARD_BYTES = 64_000_000
+KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 MEMBERS = {"jpg": "image", "json": "json", "mask.png": "mask"}
 
 
@@ -34,14 +37,18 @@ class Sample(NamedTuple):
 def key_of(path: str) -> str:
     """A relative path as a key: no extension, no dots, nothing that a tar or an HTML page could take amiss."""
     stem = re.sub(r"\.[A-Za-z0-9]{1,5}$", "", path)
-    return re.sub(r"[^A-Za-z0-9_/-]", "_", stem).strip("/")
+    return re.sub(r"/+", "/", re.sub(r"[^A-Za-z0-9_/-]", "_", stem)).strip("/")
 
 
 def write_split(folder: Path, split: str, samples: Iterable[Sample], classes: int, shard_bytes: int) -> dict[str, Any]:
-    """Shards and index of one split in `folder`; returns its entry of dataset.json. Memory: the index entries."""
-    pattern = str(folder / f"{split}-%05d.tar")
+    """Shards and index of one split in `folder`; returns its entry of dataset.json. Memory: the index entries.
+
+    UserError for no samples at all, a key that is taken or not as `key_of` makes them, a label outside the classes.
+    """
+    # absolute, since webdataset takes "scheme:..." for a URL; the pattern is a %-format
+    pattern = str(folder.resolve()).replace("%", "%%") + f"/{split}-%05d.tar"
     with wds.ShardWriter(pattern, maxcount=10**9, maxsize=shard_bytes, mtime=0, encoder=False, verbose=0) as writer:
-        for sample in samples:
+        for sample in checked(samples, split, classes):
             about = json.dumps({"labels": list(sample.labels), "source": sample.source}, sort_keys=True).encode()
             record = {"__key__": sample.key, "jpg": sample.jpeg, "json": about}
             writer.write(record | ({"mask.png": sample.mask} if sample.mask is not None else {}))
@@ -49,16 +56,37 @@ def write_split(folder: Path, split: str, samples: Iterable[Sample], classes: in
     entries = [entry for number, shard in enumerate(shards) for entry in read_shard(shard, number)]
     file = folder / f"{split}.index"
     write_index(file, entries, classes)
-    counts = [sum(entry.shard == number for entry in entries) for number in range(len(shards))]
+    counts = Counter(entry.shard for entry in entries)
     return {
         "samples": len(entries),
         "index": file.name,
         "index_sha256": digest(file),
         "shards": [
-            {"name": shard.name, "bytes": shard.stat().st_size, "samples": count, "sha256": digest(shard)}
-            for shard, count in zip(shards, counts, strict=True)
+            {"name": shard.name, "bytes": shard.stat().st_size, "samples": counts[number], "sha256": digest(shard)}
+            for number, shard in enumerate(shards)
         ],
     }
+
+
+def checked(samples: Iterable[Sample], split: str, classes: int) -> Iterator[Sample]:
+    """The samples as they come; what would be lost or mistaken in a shard is refused."""
+    keys: set[str] = set()
+    for sample in samples:
+        if not KEY.fullmatch(sample.key):
+            raise UserError(
+                f"{split}: {sample.key!r} is no key; allowed are letters, digits and _ / -; rename the file"
+            )
+        if sample.key in keys:
+            raise UserError(f"{split}: two pictures have the key '{sample.key}' ({sample.source}); rename one of them")
+        outside = [label for label in sample.labels if not 0 <= label < classes]
+        if outside:
+            raise UserError(
+                f"{split}: {sample.key} has label {outside[0]}; allowed are 0 to {classes - 1}; mend its tags"
+            )
+        keys.add(sample.key)
+        yield sample
+    if not keys:
+        raise UserError(f"{split}: no pictures; a split needs at least one")
 
 
 def read_shard(shard: Path, number: int) -> Iterator[Entry]:
@@ -80,15 +108,27 @@ def read_shard(shard: Path, number: int) -> Iterator[Entry]:
 
 @contextmanager
 def new_dataset(out: Path) -> Iterator[Path]:
-    """A folder to fill; it becomes `out` when the block ends well, and goes away otherwise."""
+    """A folder to fill; it becomes `out` when the block ends well, and goes away otherwise.
+
+    Its name is its own, so several processes may make the same data set: the first to end wins. UserError for the
+    others, and for a folder that cannot be made.
+    """
+    taken = UserError(f"{out}: exists already; remove it or give another folder")
     if out.exists():
-        raise UserError(f"{out}: exists already; remove it or give another folder")
-    building = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
+        raise taken
+    building = out.with_name(f".{out.name}.unfinished-{uuid.uuid4().hex[:8]}")
+    try:
+        building.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made ({error.strerror}); give a folder that you may write to") from None
     try:
         yield building
-        building.rename(out)
+        try:
+            building.rename(out)
+        except OSError:
+            if out.exists():
+                raise taken from None
+            raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
