@@ -36,8 +36,18 @@ def drawings(split: str) -> dict[str, list[Drawing]]:
 
 
 def attribution() -> str:
-    """Authors and licences of all drawings, as Markdown to go with every picture made of them."""
-    return (FOLDER / "LICENSES.md").read_text()
+    """Authors and licences of all drawings, one by one, as Markdown to go with every picture made of them."""
+    lines = [
+        "# Attribution",
+        "",
+        "The pictures of this data set are made of the drawings below: turned, mirrored, scaled, recoloured, cut off",
+        "at edges, laid over one another and over generated scenes. Each picture's JSON names its drawings.",
+        "",
+    ]
+    for entry in sorted(_entries(), key=lambda entry: entry["file"]):
+        made = f"{entry['title']}, by {entry['author']}, {entry['licence']}, {entry['url']}; {entry['changes']}"
+        lines.append(f"- `{entry['file']}`: {made}")
+    return "\n".join(lines) + "\n\n" + (FOLDER / "LICENSES.md").read_text().replace("# Sources", "## Sources", 1)
 
 
 @cache
