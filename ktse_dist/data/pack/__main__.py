@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from ktse_dist.data.pack.preview import contact_sheet
-from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.errors import run_main
 
 
@@ -23,6 +21,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
+    # not above: worker processes import this file again, and webdataset brings torch, two seconds of each worker
+    from ktse_dist.data.pack.preview import contact_sheet
+    from ktse_dist.data.pack.stickers import pack_stickers
+
     pack_stickers(options.out, options.train, options.val, options.seed, options.workers)
     if options.preview:
         contact_sheet(options.out, options.preview)
