@@ -189,13 +189,20 @@ class Kernels(Model):
     mode: Literal["auto", "reference"] = "auto"
 
 
+class Pictures(Model):
+    """The first pictures of each split; None: all of them."""
+
+    train: int | None = Field(None, ge=1)
+    val: int | None = Field(None, ge=1)
+
+
 class Masks(Model):
     """Seeds and masks after training (METHOD 2)."""
 
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)  # each also mirrored
     refine: Literal["crf", "none"] = "crf"
-    alphas: tuple[float, ...] = (4.0, 6.0, 10.0, 16.0, 24.0)  # CRF background (1 - CAM)^alpha; train pictures choose
-    pictures: int | None = Field(None, ge=1)  # the first pictures of each split; None: all
+    alphas: tuple[float, ...] = (2.0, 4.0, 6.0, 10.0, 24.0)  # CRF background (1 - CAM)^alpha; train pictures choose
+    pictures: Pictures = Pictures()
     processes: int = Field(2, ge=1, le=256)
 
 

@@ -42,7 +42,8 @@ def lines(summary: dict[str, Any]) -> str:
         for name, key in compared
         if summary[key] is not None
     ]
-    return "\n".join([*rows, f"training        {summary['images_per_second']} images/s; tag mAP {summary['tag_map']}"])
+    tags = f"tag mAP {summary['tag_map']} on val, {summary['phase1_tag_map']} at the end of phase 1"
+    return "\n".join([*rows, f"training        {summary['images_per_second']} images/s; {tags}"])
 
 
 def versions() -> dict[str, str]:

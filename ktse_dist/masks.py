@@ -5,7 +5,9 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from ktse_dist import models
 from ktse_dist.config import Config, merge, parse_override, validate
 from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError, run_main
@@ -14,6 +16,7 @@ from ktse_dist.inference.multiscale import CamNetwork, network_of
 from ktse_dist.inference.settings import keep_settings
 from ktse_dist.models.weights import load_model
 from ktse_dist.run_folder import RunFolder
+from ktse_dist.training import checkpoint
 
 
 def main(arguments: list[str]) -> None:
@@ -27,6 +30,8 @@ def main(arguments: list[str]) -> None:
     made = make_masks(folder, config)
     if folder.baseline.model.exists():
         made += score_baseline(folder.baseline, config)
+    if folder.phase1.exists():
+        score_phase1(folder, config)
     if made:  # a second call finds everything there, and its time is no figure
         folder.update_summary(seconds={"masks": round(time.perf_counter() - start, 1)})
     print(f"masks: {folder.masks}\nnext: ktse evaluate --run {folder.path}")
@@ -35,7 +40,7 @@ def main(arguments: list[str]) -> None:
 def with_mask_keys(config: Config, overrides: list[str]) -> Config:
     for text in overrides:
         if not text.startswith("masks."):
-            raise UserError(f"'{text}': here only keys of section masks may be set, for example masks.pictures=50")
+            raise UserError(f"'{text}': only keys of section masks may be set here, such as masks.pictures.train=50")
     return validate(merge(config.model_dump(by_alias=True), *(parse_override(o) for o in overrides)))
 
 
@@ -54,6 +59,17 @@ def score_baseline(folder: RunFolder, config: Config) -> int:
     return sum(write_seed_scores(source, folder.masks) for source in sources)
 
 
+def score_phase1(folder: RunFolder, config: Config) -> None:
+    """Class scores on val of the network as it was before KTSE's losses, at one scale: where phase 2 starts from."""
+    weights = checkpoint.load(folder.phase1).weights
+    backbone, head = models.build(config.model, weights["head.fc9.weight"].shape[0] - 1, load_weights=False)
+    nn.ModuleDict({"backbone": backbone, "head": head}).load_state_dict(weights)
+    one_scale = config.masks.model_copy(update={"scales": (1.0,)})
+    _, val = splits(config)
+    source = SeedSource(inference_network(backbone, head, config.train.precision), val, one_scale, config.data.resize)
+    write_seed_scores(source, folder.phase1_scores)
+
+
 def splits(config: Config) -> tuple[Index, Index]:
     return Index.open(config.data.path, "train"), Index.open(config.data.path, "val")
 
@@ -62,8 +78,12 @@ def network_from(model: Path, precision: str) -> CamNetwork:
     """A finished run's network, in the precision that it was trained with."""
     if not model.is_file():
         raise UserError(f"{model}: not there; training has not finished: run the same ktse train command again")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone, head, _, _ = load_model(model)
+    return inference_network(backbone, head, precision)
+
+
+def inference_network(backbone: nn.Module, head: nn.Module, precision: str) -> CamNetwork:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return network_of(backbone.to(device), head.to(device), device, bf16=precision == "bf16")
 
 

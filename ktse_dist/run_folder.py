@@ -48,6 +48,10 @@ class RunFolder:
         return self.path / "masks"
 
     @property
+    def phase1_scores(self) -> Path:
+        return self.masks / "phase1"
+
+    @property
     def summary_file(self) -> Path:
         return self.path / "summary.json"
 

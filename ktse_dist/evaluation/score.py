@@ -65,6 +65,7 @@ def score(folder: RunFolder, train: Index, val: Index) -> dict[str, Any]:
         baseline = {index.split: read_seeds(folder.baseline.masks, index) for index in (train, val)}
     fields: dict[str, Any] = {
         "tag_map": seeds["val"].tag_map,
+        "phase1_tag_map": read_seeds(folder.phase1_scores, val).tag_map if folder.phase1_scores.exists() else None,
         "baseline_tag_map": baseline["val"].tag_map if baseline else None,
         "pictures": {split: seed.pictures for split, seed in seeds.items()},
         "background": background(folder),

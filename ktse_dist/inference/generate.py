@@ -87,7 +87,7 @@ class SeedSource:
 
     def rows_by_shard(self) -> Iterator[tuple[str, list[int]]]:
         """(shard name without .tar, rows) of the pictures that are asked for."""
-        shard_of_row = np.asarray(self.index.samples["shard"])[: self.config.pictures]
+        shard_of_row = np.asarray(self.index.samples["shard"])[: getattr(self.config.pictures, self.index.split)]
         for number, shard in enumerate(self.index.shards):
             rows = np.flatnonzero(shard_of_row == number).tolist()
             if rows:

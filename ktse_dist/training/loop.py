@@ -75,6 +75,7 @@ def run(job: Job, context: RunContext) -> None:
 def prepare(job: Job) -> tuple[Index, Schedule, Checkpoint | None]:
     """What a run starts from, checked: UserError for everything the user can mend, before any worker starts."""
     index = Index.open(dataset_path(job.config), "train")
+    index.check_files()
     schedule = Schedule(job.config, len(index))
     own = checkpoint.latest(job.folder.checkpoints)
     if own:
