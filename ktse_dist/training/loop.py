@@ -216,6 +216,8 @@ class Trainer:
             if step == self.schedule.phase1_steps < self.schedule.total_steps and not self.job.start:
                 checkpoint.save(folder, self.job.folder.phase1.name, weights, momentum, state, keep)
             checkpoint.save(folder, name, weights, momentum, state, keep)
+        if dist.is_initialized():
+            dist.barrier()  # whoever looks for the latest checkpoint next finds this one
         metrics = {"step": step, "images_per_second": progress.images_per_second}
         self.context.report(metrics, self.job.folder.checkpoints / name)
 
