@@ -133,6 +133,13 @@ def test_a_set_that_lost_a_shard_is_not_taken_for_whole(tmp_path):
         pack_stickers(tmp_path / "set", 3, 2, workers=1)
 
 
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"holds something else.*another folder"):
+        pack_stickers(tmp_path, 3, 2, workers=1)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 @pytest.mark.parametrize("wrong", [{"train": 0}, {"val": -1}, {"seed": -1}, {"workers": 0}])
 def test_numbers_out_of_range_are_named(tmp_path, wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
