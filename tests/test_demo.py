@@ -10,10 +10,10 @@ import pytest
 
 from ktse_dist import evaluate, masks, report, train
 from ktse_dist.data.pack.stickers import pack_stickers
+from ktse_dist.errors import UserError
 from ktse_dist.run_folder import RunFolder
 
 KTSE = Path(sys.executable).with_name("ktse")
-STAGES = ("masks", "evaluate", "report")
 SMALL = ["engine.name=torch", "data.crop=64", "data.long_side=[64,96]", "train.epochs=2", "train.phase1_epochs=1"]
 SMALL += ["train.batch=[[0,8]]", "masks.scales=[0.5]", "masks.pictures.train=6"]
 SCORES = {"seed_miou", "baseline_seed_miou", "mask_miou"}
@@ -26,14 +26,57 @@ def small_run(tmp_path_factory) -> RunFolder:
     """Every stage in this process, small."""
     root = tmp_path_factory.mktemp("demo")
     pack_stickers(root / "data", train=24, val=4)
-    train.main([f"run.root={root}", f"data.path={root}/data", *SMALL, "method.sie=0.5"])
+    train_small(root)
+    for stage in (masks, evaluate, report):
+        stage.main(["--run", str(root / "demo")])
+    return RunFolder(root / "demo")
+
+
+def train_small(root: Path, *more: str) -> None:
+    train.main([f"run.root={root}", f"data.path={root}/data", *SMALL, *more])
+
+
+def test_a_run_leaves_behind_what_it_should(small_run):
+    for path in (small_run.model, small_run.baseline.model, small_run.phase1, small_run.report, small_run.tensorboard):
+        assert path.exists()
+    assert json.loads(small_run.metrics_file.read_text().splitlines()[-1])["step"] == 6
+
+
+def test_the_summary_has_every_field_and_a_true_total(small_run):
+    summary = small_run.read_summary()
+    assert summary.keys() >= FIELDS
+    assert all(0 <= summary[name] <= 100 for name in SCORES)
+    assert set(summary["per_class"]["aeroplane"]) == {"seed", "baseline", "mask"}
+    parts = [seconds for stage, seconds in summary["seconds"].items() if stage != "total"]
+    assert summary["seconds"]["total"] == pytest.approx(sum(parts), abs=0.2)
+
+
+def test_both_forks_saw_the_same_pictures(small_run):
+    last = [json.loads(f.metrics_file.read_text().splitlines()[-1]) for f in (small_run, small_run.baseline)]
+    assert last[0]["step"] == last[1]["step"]
+    assert "transfer" in last[0] and "transfer" not in last[1]
+
+
+def test_running_every_stage_again_changes_no_score(small_run):
+    before = small_run.read_summary()
+    train_small(small_run.path.parent)
+    for stage in (masks, evaluate):
+        stage.main(["--run", str(small_run.path)])
+    after = small_run.read_summary()
+    assert {k: v for k, v in after.items() if k != "seconds"} == {k: v for k, v in before.items() if k != "seconds"}
+    assert after["seconds"]["train"] == before["seconds"]["train"]
+
+
+def test_another_setting_under_the_same_name_is_refused(small_run):
+    with pytest.raises(UserError, match=r"method\.sie: 0\.5"):
+        train_small(small_run.path.parent, "method.sie=0.5")
 
 
 @pytest.mark.slow
 def test_the_demo_scores_what_it_should(tmp_path):
     environment = os.environ | {"KTSE_RUNS": str(tmp_path)}
-    subprocess.run([KTSE, "train"], env=environment, check=True, timeout=1200)
-    for stage in STAGES:
+    subprocess.run([KTSE, "train"], env=environment, check=True, timeout=1500)
+    for stage in ("masks", "evaluate", "report"):
         subprocess.run([KTSE, stage, "--run", tmp_path / "demo"], env=environment, check=True, timeout=900)
     summary = RunFolder(tmp_path / "demo").read_summary()
     assert summary["pictures"]["val"] == 300
