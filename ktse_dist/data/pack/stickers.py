@@ -37,7 +37,7 @@ def pack_stickers(
     if out.exists() and is_stickers(out, recipe):
         return
     try:
-        build(out, recipe, workers or len(os.sched_getaffinity(0)), shard_bytes)
+        build(out, recipe, workers or os.cpu_count() or 1, shard_bytes)
     except UserError:
         if not (out.exists() and is_stickers(out, recipe)):  # where it is, another process was faster
             raise
