@@ -6,7 +6,7 @@ Precedence: preset < YAML < override. Nothing else in ktse_dist reads YAML.
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -199,9 +199,11 @@ class Pictures(Model):
 class Masks(Model):
     """Seeds and masks after training (METHOD 2)."""
 
-    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)  # each also mirrored
+    # each also mirrored
+    scales: tuple[Annotated[float, Field(ge=0.1, le=8)], ...] = Field((0.5, 1.0, 1.5, 2.0), min_length=1)
     refine: Literal["crf", "none"] = "crf"
-    alphas: tuple[float, ...] = (2.0, 4.0, 6.0, 10.0, 24.0)  # CRF background (1 - CAM)^alpha; train pictures choose
+    # CRF background (1 - CAM)^alpha; train pictures choose
+    alphas: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field((2.0, 4.0, 6.0, 10.0, 24.0), min_length=1)
     pictures: Pictures = Pictures()
     processes: int = Field(2, ge=1, le=256)
 
@@ -240,7 +242,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     given = merge(read_yaml(path or DEMO), *(parse_override(o) for o in overrides))
     method = given.get("method")
     preset = method.get("preset", "corrected") if isinstance(method, dict) else "corrected"
-    return validate(merge(PRESETS.get(preset, PRESETS["corrected"]), given))
+    known = preset if isinstance(preset, str) and preset in PRESETS else "corrected"  # validation names a wrong one
+    return validate(merge(PRESETS[known], given))
 
 
 DEMO = Path(__file__).parent / "demo.yaml"
@@ -273,6 +276,10 @@ def nearest(path: Sequence[str]) -> str:
     return f"Did you mean '{'.'.join([*path[:-1], close[0]])}'?" if close else f"Allowed here: {', '.join(known)}"
 
 
+# What loading foreign text can raise: also for 2024-13-45, for numbers of 5,000 digits, and for 10,000 brackets.
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
 class _NoAliases(yaml.SafeLoader):
     """Safe loading without anchors: an alias bomb stays text."""
 
@@ -290,7 +297,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path}: {path.stat().st_size} bytes; a config has at most {YAML_LIMIT}")
     try:
         content = yaml.load(path.read_text(), Loader=_NoAliases)  # a subclass of SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except NOT_YAML as error:
         raise UserError(f"--config {path}: not YAML that we read ({error}); see configs/demo.yaml") from None
     if content is not None and not isinstance(content, dict):
         raise UserError(f"--config {path}: found a {type(content).__name__}; allowed is a mapping of sections")
@@ -304,8 +311,8 @@ def parse_override(text: str) -> dict[str, Any]:
         raise UserError(f"'{text}': not an override; write section.key=value, for example train.epochs=3")
     try:
         content: Any = yaml.load(value, Loader=_NoAliases)
-    except yaml.YAMLError:
-        raise UserError(f"'{text}': the value is not YAML; quote it, for example run.name='\"a: b\"'") from None
+    except NOT_YAML:
+        raise UserError(f"'{text[:200]}': the value is not YAML; quote it, for example run.name='\"a: b\"'") from None
     for part in reversed(key.split(".")):
         content = {part: content}
     return content

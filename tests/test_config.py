@@ -72,3 +72,17 @@ def test_a_config_file_that_is_too_large_is_refused(tmp_path):
     file.write_text("#" * 70_000)
     with pytest.raises(UserError, match="70000 bytes"):
         load_config(file)
+
+
+@pytest.mark.parametrize(
+    "text", ["run.name=2024-13-45", "run.name=!!int x", f"run.name={'[' * 20_000}", f"run.seed={'1' * 5_000}"]
+)
+def test_a_value_that_yaml_chokes_on_is_the_users_mistake(text):
+    with pytest.raises(UserError, match="not YAML"):
+        parse_override(text)
+
+
+@pytest.mark.parametrize("text", ["method.preset=[1]", "masks.scales=[]", "masks.scales=[0]", "masks.alphas=[]"])
+def test_a_value_that_nothing_can_be_made_with_is_refused(text):
+    with pytest.raises(UserError, match=text.partition("=")[0]):
+        load_config(None, [text])
