@@ -84,7 +84,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads((path / STATE).read_text())
         found, digest = record["format"], record.pop("digest")
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise _damaged(path, STATE) from None
     if found != FORMAT:
         raise UserError(

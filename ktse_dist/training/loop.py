@@ -31,7 +31,8 @@ log = logging.getLogger("ktse")
 
 # Sections and keys that may differ when a run goes on: they change where and how it is computed, not what.
 FREE = {
-    "run",
+    "run.root",
+    "run.name",
     "engine",
     "ray",
     "kernels",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from typing import Any
 
@@ -19,7 +20,7 @@ class MetricsLog:
         self._path = folder.metrics_file
         self._path.parent.mkdir(parents=True, exist_ok=True)
         lines = self._path.read_text().splitlines() if self._path.exists() else []
-        write_text(self._path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= first_step))
+        write_text(self._path, "".join(f"{line}\n" for line in lines if step_of(line) <= first_step))
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
@@ -31,6 +32,14 @@ class MetricsLog:
 
     def close(self) -> None:
         self._board.close()
+
+
+def step_of(line: str) -> float:
+    """A line's step; infinity for one that a full disk or a power cut left unfinished."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf
 
 
 class Progress:

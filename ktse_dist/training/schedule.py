@@ -52,7 +52,7 @@ class Schedule:
     def horizon(self) -> int:
         """The update at which the learning rate would reach 0 (METHOD 1.3; quirk 3 for batch_8)."""
         if self.optimiser.horizon == "batch_8":
-            return self.samples // 8 * self.train.epochs
+            return max(1, self.samples // 8) * self.train.epochs  # 1: fewer than 8 pictures in all
         return self.total_steps
 
     def pictures_after(self, step: int) -> int:

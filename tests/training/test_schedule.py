@@ -36,3 +36,7 @@ def test_pictures_left_shrink_with_every_step():
     plan = schedule(100, "train.batch=[[0,16]]")
     assert plan.pictures_after(0) - plan.pictures_after(7) == 7 * 16
     assert plan.pictures_after(plan.total_steps) == 0
+
+
+def test_the_published_horizon_exists_for_a_handful_of_pictures():
+    assert schedule(5, "method.preset=published", "train.batch=[[0,2]]").horizon == 5

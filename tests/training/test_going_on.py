@@ -1,0 +1,35 @@
+"""What a run that goes on accepts, refuses and mends."""
+
+from pathlib import Path
+
+import pytest
+
+from ktse_dist.config import load_config
+from ktse_dist.errors import UserError
+from ktse_dist.run_folder import RunFolder
+from ktse_dist.training.checkpoint import Checkpoint
+from ktse_dist.training.loop import check_same_run
+from ktse_dist.training.metrics import MetricsLog
+
+
+def go_on(*keys: str) -> None:
+    saved = Checkpoint({}, {}, {"config": load_config(None).model_dump(mode="json", by_alias=True)})
+    check_same_run(saved, load_config(None, keys), Path("step-00000007"))
+
+
+@pytest.mark.parametrize("key", ["run.seed=1", "train.epochs=9", "data.window_shards=1", "optimiser.phase2.lr=0.5"])
+def test_a_run_does_not_go_on_with_what_would_change_its_result(key):
+    with pytest.raises(UserError, match=key.partition("=")[0]):
+        go_on(key)
+
+
+@pytest.mark.parametrize("key", ["run.root=/elsewhere", "run.name=moved", "ray.workers=4", "engine.zero=3"])
+def test_a_run_goes_on_elsewhere_and_on_another_layout(key):
+    go_on(key)
+
+
+def test_metrics_go_on_after_a_line_that_a_power_cut_left_unfinished(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.metrics_file.write_text('{"step": 10, "cls": 0.5}\n{"step": 20, "cls": 0.4}\n{"step": 30, "c')
+    MetricsLog(folder, 10).close()
+    assert folder.metrics_file.read_text() == '{"step": 10, "cls": 0.5}\n'
