@@ -1,5 +1,6 @@
 """The one exception that means "the user can mend this", and how entry points show it."""
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,8 @@ def run_main(main: Callable[[list[str]], None], argv: Sequence[str] | None = Non
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # progress shows at once in a log file, too
     try:
         main([a for a in arguments if a != "--debug"])
     except UserError as error:
