@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-RUN ?= runs/demo
+RUN ?= $(or $(KTSE_RUNS),runs)/demo
 
 # Without a GPU the CPU build of torch is meant; whoever configures pip in the environment has their own source for it.
-ifeq ($(shell command -v nvidia-smi),)
+ifeq ($(shell command -v nvidia-smi 2>/dev/null),)
 ifeq ($(PIP_INDEX_URL)$(PIP_EXTRA_INDEX_URL)$(PIP_FIND_LINKS),)
 export PIP_EXTRA_INDEX_URL := https://download.pytorch.org/whl/cpu
 endif

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+settings.register_profile("ktse", deadline=None)  # a busy machine is no failure
+settings.load_profile("ktse")
 
 GOLDEN = Path(__file__).parent / "golden"
 
