@@ -129,6 +129,9 @@ class Loader:
         self.reader, self.index, self.data, self.seed, self.epoch = Reader(index), index, data, seed, epoch
         cv2.setNumThreads(1)  # ranks and loading processes are the parallelism
 
+    def __reduce__(self) -> tuple:
+        return Loader, (self.index, self.data, self.seed, self.epoch)  # a loading process, too, works on one thread
+
     def __call__(self, rows: Rows) -> Item:
         partner = None if rows.partner is None else self._crop(rows.partner, rows.anchor, PARTNER)
         partner_label = None if rows.partner is None else self.index.labels([rows.partner])[0]

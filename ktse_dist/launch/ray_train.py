@@ -90,7 +90,9 @@ def check_gpus(config: Config) -> None:
 
 
 def worker_environment(config: Config) -> dict[str, str]:
-    environment = {"OMP_NUM_THREADS": str(config.ray.threads), "KTSE_KERNELS": config.kernels.mode}
+    """The config reaches a worker by itself; KTSE_KERNELS, which wins over it, does not."""
+    environment = {"OMP_NUM_THREADS": str(config.ray.threads)}
+    environment |= {name: os.environ[name] for name in ("KTSE_KERNELS",) if name in os.environ}
     return environment if config.ray.use_gpu else environment | {"DS_ACCELERATOR": "cpu"}
 
 

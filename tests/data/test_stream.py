@@ -1,5 +1,8 @@
 """Batches: the same whatever reads them."""
 
+import pickle
+
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ import torch
 from ktse_dist.config import Data
 from ktse_dist.data.index import Index
 from ktse_dist.data.pack.stickers import pack_stickers
-from ktse_dist.data.stream import Plan, stream
+from ktse_dist.data.stream import Loader, Plan, stream
 from ktse_dist.errors import UserError
 
 BATCH, PAIRS = 6, 4
@@ -97,3 +100,10 @@ def test_a_damaged_picture_is_named(index, tmp_path):
         file.write(b"\0\0\0\0\0\0\0\0")
     with pytest.raises(UserError, match=torn.key(3)):
         batches(torn)
+
+
+def test_a_loading_process_works_on_one_thread(index):
+    sent = pickle.dumps(Loader(index, Data(), seed=1, epoch=0))
+    cv2.setNumThreads(2)
+    pickle.loads(sent)
+    assert cv2.getNumThreads() == 1
