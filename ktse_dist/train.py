@@ -1,18 +1,22 @@
 """`python -m ktse_dist.train [--config FILE] [a.b=c ...]`: train a run, or go on with it where it stopped."""
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from ktse_dist.config import Config, load_config, merge, to_yaml, validate
 from ktse_dist.data.pack.stickers import pack_stickers
-from ktse_dist.errors import run_main
+from ktse_dist.errors import UserError, run_main
 from ktse_dist.run_folder import RunFolder, dataset_path, run_folder, run_root
 from ktse_dist.training.context import LocalContext
 from ktse_dist.training.dry_run import describe
 from ktse_dist.training.loop import Job, prepare, run
 from ktse_dist.training.setup import fast_precision, prepare_process, start_logging
+
+STOPPED = 143  # exit status: what a shell reports for a process that SIGTERM ended
+NEEDED = {"torch": (), "ddp": ("ray",), "deepspeed": ("ray", "deepspeed")}  # packages of each engine
 
 
 def main(arguments: list[str]) -> None:
@@ -28,9 +32,14 @@ def main(arguments: list[str]) -> None:
         print(to_yaml(config), describe(config), sep="\n")
         return
     planned = jobs(config, folder)
+    check_installed(config)
     for job in planned:
         prepare(job)
+    make_folder(folder)
     train(planned)
+    if not all(job.folder.model.exists() for job in planned):
+        print(f"stopped: {folder.path}; the same command goes on where it stopped")
+        raise SystemExit(STOPPED)
     if config.train.baseline and folder.baseline.model.exists():
         folder.update_summary(seconds={"baseline": folder.baseline.read_summary()["seconds"]["train"]})
     print(f"trained: {folder.path}\nnext: ktse masks --run {folder.path}")
@@ -43,9 +52,30 @@ def resolved(config: Config) -> Config:
     if config.data.path is None:
         pack_stickers(path)
     found = {"run": {"root": run_root(config)}, "data": {"path": path}}
+    if isinstance(config.model.weights, Path):
+        found["model"] = {"weights": config.model.weights.absolute()}
     if config.train.precision == "auto":
-        found["train"] = {"precision": fast_precision(config.ray.use_gpu or torch.cuda.is_available())}
+        use_gpu = torch.cuda.is_available() if config.engine.name == "torch" else config.ray.use_gpu
+        found["train"] = {"precision": fast_precision(use_gpu)}
     return validate(merge(config.model_dump(by_alias=True), found))
+
+
+def check_installed(config: Config) -> None:
+    missing = [package for package in NEEDED[config.engine.name] if find_spec(package) is None]
+    if missing:
+        raise UserError(
+            f"engine.name: '{config.engine.name}' needs {' and '.join(missing)}, not installed here; "
+            "pip install 'ktse_dist[train]', or set engine.name=torch"
+        )
+
+
+def make_folder(folder: RunFolder) -> None:
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"run.root: {folder.path} cannot be made ({error.strerror}); give a folder that you may write to"
+        ) from None
 
 
 def jobs(config: Config, folder: RunFolder) -> list[Job]:

@@ -11,6 +11,7 @@ import torch
 
 from ktse_dist import evaluate, masks, report, train
 from ktse_dist.cli import dispatch
+from ktse_dist.config import load_config
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.errors import run_main
 from ktse_dist.models import weights
@@ -87,6 +88,11 @@ CASES: dict[str, Case] = {
         "data.path={data} run.root={runs} train.batch=[[0,2]] ray.use_gpu=true",
         ("use_gpu", "0"),
     ),
+    "run root that is a file": (
+        train.main,
+        "data.path={data} run.root={list} engine.name=torch train.batch=[[0,2]]",
+        ("run.root", "list.yaml", "write"),
+    ),
     "run name with a slash": (train.main, "run.name=a/b", ("run.name", "a/b")),
     "masks of no run": (masks.main, "--run {empty}", ("config.yaml", "ktse train")),
     "score of no run": (evaluate.main, "--run {empty}", ("config.yaml", "ktse train")),
@@ -121,6 +127,27 @@ def test_a_relative_run_root_inside_a_job_is_refused(files, capsys, monkeypatch)
         run_main(train.main, [f"data.path={files['data']}"])
     assert stop.value.code == 2
     assert "run.root" in capsys.readouterr().err
+
+
+def test_an_engine_that_is_not_installed_is_named_with_the_one_that_is(files, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(SystemExit) as stop:
+        run_main(train.main, command("data.path={data} run.root={runs} train.batch=[[0,2]]", files))
+    assert stop.value.code == 2
+    assert "engine.name=torch" in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_is_not_called_trained(files, capsys, monkeypatch):
+    monkeypatch.setattr(train, "train", lambda planned: None)  # as after SIGTERM
+    with pytest.raises(SystemExit) as stop:
+        run_main(train.main, command(f"{SMALL} run.name=stopped", files))
+    assert stop.value.code == 143
+    assert capsys.readouterr().out.startswith("stopped: ")
+
+
+def test_weights_mean_the_same_file_from_every_folder(files):
+    config = load_config(None, command("data.path={data} run.root={runs} model.weights=mine.safetensors", files))
+    assert train.resolved(config).model.weights == Path("mine.safetensors").absolute()
 
 
 def test_a_wrong_input_leaves_nothing_behind(files, capsys):
