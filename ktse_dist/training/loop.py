@@ -68,9 +68,10 @@ def run(job: Job, context: RunContext) -> None:
     engine = make_engine(config, index)
     if saved:
         engine.load(saved.weights, saved.momentum)
-    # a fork counts its own time only
-    seconds = saved.state["seconds"] if saved and checkpoint.latest(job.folder.checkpoints) else 0.0
-    Trainer(job, context, index, schedule, engine).train(first, seconds)
+    # a fork counts its own time and pictures only
+    own = saved and checkpoint.latest(job.folder.checkpoints)
+    spent = (saved.state["seconds"], saved.state["pictures"]) if own else (0.0, 0)
+    Trainer(job, context, index, schedule, engine).train(first, *spent)
 
 
 def prepare(job: Job) -> tuple[Index, Schedule, Checkpoint | None]:
@@ -144,9 +145,10 @@ class Trainer:
         self.index, self.schedule, self.engine = index, schedule, engine
         self.device = device_of(job.config)
 
-    def train(self, first: int, seconds: float) -> None:
+    def train(self, first: int, seconds: float, pictures: int) -> None:
+        """From step `first` on; seconds, pictures: what the run spent and saw before it was stopped."""
         schedule, step = self.schedule, first
-        progress = Progress(schedule.pictures_after(first), seconds)
+        progress = Progress(schedule.pictures_after(first), seconds, pictures)
         metrics = MetricsLog(self.job.folder, first) if self.context.rank == 0 else None
         means = Means()
         for batch in self._batches(first):
@@ -212,7 +214,8 @@ class Trainer:
         weights, momentum = self.engine.state()
         name = f"step-{step:08}"
         if self.context.rank == 0:
-            state = self._state(step) | {"seconds": round(progress.seconds, 1)}
+            seconds, pictures = progress.spent
+            state = self._state(step) | {"seconds": round(seconds, 1), "pictures": pictures}
             folder, keep = self.job.folder.checkpoints, self.config.train.keep
             if step == self.schedule.phase1_steps < self.schedule.total_steps and not self.job.start:
                 checkpoint.save(folder, self.job.folder.phase1.name, weights, momentum, state, keep)
@@ -239,9 +242,8 @@ class Trainer:
         if self.context.rank:
             return
         folder = self.job.folder
-        folder.update_summary(
-            images_per_second=round(progress.images_per_second, 2), seconds={"train": round(progress.seconds, 1)}
-        )
+        seconds, pictures = progress.spent
+        folder.update_summary(images_per_second=round(pictures / seconds, 2), seconds={"train": round(seconds, 1)})
         save_model(folder.model, weights, self.config.model, self.index.classes)
 
 

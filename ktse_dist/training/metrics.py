@@ -43,17 +43,20 @@ def step_of(line: str) -> float:
 
 
 class Progress:
-    """Pictures a second and time left, measured since this process started training; `seconds` over all its parts."""
+    """Pictures a second and time left, measured since this process started training; `spent` is over all its parts."""
 
-    def __init__(self, pictures_left: int, seconds_before: float = 0.0):
-        self._left, self._seen, self._start, self._before = pictures_left, 0, time.perf_counter(), seconds_before
+    def __init__(self, pictures_left: int, seconds_before: float = 0.0, pictures_before: int = 0):
+        self._left, self._seen, self._start = pictures_left, 0, time.perf_counter()
+        self._before = seconds_before, pictures_before
 
     def add(self, pictures: int) -> None:
         self._seen += pictures
 
     @property
-    def seconds(self) -> float:
-        return self._before + time.perf_counter() - self._start
+    def spent(self) -> tuple[float, int]:
+        """Seconds and pictures of the whole run so far."""
+        seconds, pictures = self._before
+        return seconds + time.perf_counter() - self._start, pictures + self._seen
 
     @property
     def images_per_second(self) -> float:

@@ -9,7 +9,7 @@ from ktse_dist.errors import UserError
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training.checkpoint import Checkpoint
 from ktse_dist.training.loop import check_same_run
-from ktse_dist.training.metrics import MetricsLog
+from ktse_dist.training.metrics import MetricsLog, Progress
 
 
 def go_on(*keys: str) -> None:
@@ -33,3 +33,11 @@ def test_metrics_go_on_after_a_line_that_a_power_cut_left_unfinished(tmp_path):
     folder.metrics_file.write_text('{"step": 10, "cls": 0.5}\n{"step": 20, "cls": 0.4}\n{"step": 30, "c')
     MetricsLog(folder, 10).close()
     assert folder.metrics_file.read_text() == '{"step": 10, "cls": 0.5}\n'
+
+
+def test_time_and_pictures_add_up_over_stops():
+    progress = Progress(pictures_left=8, seconds_before=10.0, pictures_before=40)
+    progress.add(8)
+    seconds, pictures = progress.spent
+    assert pictures == 48
+    assert 10 < seconds < 11
