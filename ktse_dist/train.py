@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+import kernels
 from ktse_dist.config import Config, load_config, merge, to_yaml, validate
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.errors import UserError, run_main
@@ -33,6 +34,7 @@ def main(arguments: list[str]) -> None:
         return
     planned = jobs(config, folder)
     check_installed(config)
+    check_kernels()
     for job in planned:
         prepare(job)
     make_folder(folder)
@@ -67,6 +69,13 @@ def check_installed(config: Config) -> None:
             f"engine.name: '{config.engine.name}' needs {' and '.join(missing)}, not installed here; "
             "pip install 'ktse_dist[train]', or set engine.name=torch"
         )
+
+
+def check_kernels() -> None:
+    try:
+        kernels.mode()
+    except ValueError as error:
+        raise UserError(f"{error}; unset it, since it wins over kernels.mode") from None
 
 
 def make_folder(folder: RunFolder) -> None:

@@ -137,6 +137,14 @@ def test_an_engine_that_is_not_installed_is_named_with_the_one_that_is(files, ca
     assert "engine.name=torch" in capsys.readouterr().err
 
 
+def test_a_kernel_mode_of_the_environment_that_does_not_exist_is_named(files, capsys, monkeypatch):
+    monkeypatch.setenv("KTSE_KERNELS", "fast")
+    with pytest.raises(SystemExit) as stop:
+        run_main(train.main, command(SMALL, files))
+    assert stop.value.code == 2
+    assert "KTSE_KERNELS: 'fast'" in capsys.readouterr().err
+
+
 def test_a_run_that_was_stopped_is_not_called_trained(files, capsys, monkeypatch):
     monkeypatch.setattr(train, "train", lambda planned: None)  # as after SIGTERM
     with pytest.raises(SystemExit) as stop:

@@ -26,7 +26,7 @@ LOSSES = {  # what the curves' captions say
     "mixed_fg": "mixed_fg: foreground of mixed pictures (SSR)",
 }
 SCORES = (("baseline seeds", "baseline_seed_miou"), ("KTSE seeds", "seed_miou"), ("KTSE masks", "mask_miou"))
-STAGES = ("train", "masks", "evaluate")  # what has run before the page is made
+STAGES = ("train", "baseline", "masks", "evaluate")  # what has run before the page is made
 
 
 class Material(NamedTuple):
