@@ -46,7 +46,7 @@ def with_mask_keys(config: Config, overrides: list[str]) -> Config:
 
 def make_masks(folder: RunFolder, config: Config) -> int:
     network = network_from(folder.model, config.train.precision)
-    keep_settings(folder.masks, folder.model, config.masks, config.data.resize)
+    keep_settings(folder.masks, folder.model, config.masks, config.data.resize, splits(config))
     train, val = (SeedSource(network, index, config.masks, config.data.resize) for index in splits(config))
     chosen = calibrate(train, folder.masks / "calibration.json")
     return sum(write_masks(source, chosen["strength"], folder.masks) for source in (train, val))
@@ -54,7 +54,7 @@ def make_masks(folder: RunFolder, config: Config) -> int:
 
 def score_baseline(folder: RunFolder, config: Config) -> int:
     network = network_from(folder.model, config.train.precision)
-    keep_settings(folder.masks, folder.model, config.masks, config.data.resize)
+    keep_settings(folder.masks, folder.model, config.masks, config.data.resize, splits(config))
     sources = (SeedSource(network, index, config.masks, config.data.resize) for index in splits(config))
     return sum(write_seed_scores(source, folder.masks) for source in sources)
 

@@ -34,7 +34,8 @@ class Seeds:
 
 def read_seeds(folder: Path, index: Index) -> Seeds:
     """Add up the per-shard counts of a split."""
-    files = sorted(folder.glob(f"{index.split}-*.seeds.npz"))
+    candidates = (folder / f"{Path(shard.name).stem}.seeds.npz" for shard in index.shards)
+    files = [file for file in candidates if file.is_file()]
     if not files:
         raise UserError(f"{folder}: no seeds of split '{index.split}' there; run ktse masks first")
     states = [dict(np.load(file)) for file in files]

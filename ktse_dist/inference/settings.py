@@ -2,32 +2,37 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ktse_dist.config import Masks
 from ktse_dist.data.augment import Resize
+from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError
 from ktse_dist.run_folder import write_text
 
 FREE = {"processes"}  # changes how fast masks are made, not the masks
 
 
-def keep_settings(folder: Path, model: Path, config: Masks, resize: Resize) -> None:
+def keep_settings(folder: Path, model: Path, config: Masks, resize: Resize, indices: Sequence[Index]) -> None:
     """Note the settings of a new folder; UserError where an old one was made with others."""
     now = config.model_dump(mode="json", exclude=FREE)
     with model.open("rb") as file:
         now |= {"resize": resize, "model": hashlib.file_digest(file, "sha256").hexdigest()}
+    now |= {f"index of {index.split}": index.sha256 for index in indices}
     file = folder / "settings.json"
     then = json.loads(file.read_text()) if file.is_file() else now
     for key, value in now.items():
-        if then[key] != value:
-            raise UserError(difference(folder, model, key, then[key], value))
+        if then.get(key) != value:
+            raise UserError(difference(folder, model, key, then.get(key), value))
     write_text(file, json.dumps(now, indent=1) + "\n")
 
 
 def difference(folder: Path, model: Path, key: str, then: Any, now: Any) -> str:
     anew = f"delete {folder} to make its masks anew"
+    if key.startswith("index of"):
+        return f"data.path: other pictures than the masks in {folder} were made of ({key}); {anew}"
     if key == "model":
         return f"{model}: another one than the masks in {folder} were made with; {anew}"
     section = "data" if key == "resize" else "masks"

@@ -1,5 +1,6 @@
 """What one rank sees of a global batch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -28,6 +29,13 @@ class Batch:
     local_pairs: int
     most_tags: int
 
+    def pin_memory(self) -> "Batch":
+        """What a DataLoader calls, so that copies to a GPU need not wait."""
+        return self._map(Tensor.pin_memory)
+
     def to(self, device: torch.device) -> "Batch":
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         tensors = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
-        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})

@@ -1,6 +1,7 @@
 """One training run on one rank, from its last checkpoint to its end. Nothing here knows Ray."""
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch.distributed as dist
 import kernels
 from ktse_dist import models
 from ktse_dist.config import Config
-from ktse_dist.data.index import Index
+from ktse_dist.data.index import SPLITS, Index
 from ktse_dist.data.stream import Plan, stream
 from ktse_dist.errors import UserError
 from ktse_dist.method.batch import Batch
@@ -59,11 +60,13 @@ def run(job: Job, context: RunContext) -> None:
     """Train until the last step, or until the context asks to stop; either way a checkpoint is written last."""
     config = job.config
     index, schedule, saved = prepare(job)
+    if job.start and not saved:
+        raise UserError(f"{job.start}: not there, so nothing to fork from; run phase 1 again under a new run.name")
     first = saved.state["step"] if saved else 0
-    if first == schedule.total_steps and job.folder.model.exists():
-        return
     if context.rank == 0:
         job.folder.write_config(config)
+    if first == schedule.total_steps and job.folder.model.exists():
+        return
     kernels.set_mode(config.kernels.mode)
     engine = make_engine(config, index)
     if saved:
@@ -76,8 +79,9 @@ def run(job: Job, context: RunContext) -> None:
 
 def prepare(job: Job) -> tuple[Index, Schedule, Checkpoint | None]:
     """What a run starts from, checked: UserError for everything the user can mend, before any worker starts."""
-    index = Index.open(dataset_path(job.config), "train")
-    index.check_files()
+    index, val = (Index.open(dataset_path(job.config), split) for split in SPLITS)
+    for split in (index, val):  # val is looked at after hours of training: better to hear of it now
+        split.check_files()
     schedule = Schedule(job.config, len(index))
     own = checkpoint.latest(job.folder.checkpoints)
     if own:
@@ -158,6 +162,7 @@ class Trainer:
             stopping = self.context.should_stop()
             if step % self.config.train.log_steps == 0 or step == schedule.total_steps:
                 losses = means.over_ranks()
+                self._check_finite(step, losses["total"])
                 if metrics:
                     self._log(metrics, progress, step, losses)
             if stopping or self._is_checkpoint(step):
@@ -198,6 +203,16 @@ class Trainer:
         losses = self.engine(batch, phase=schedule.phase(step))
         self.engine.update(losses["total"])
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def _check_finite(self, step: int, total: float) -> None:
+        """The same answer on every rank: `total` is a mean over ranks."""
+        if not math.isfinite(total):
+            phase = self.schedule.phase(step - 1)
+            last = checkpoint.latest(self.job.folder.checkpoints)
+            raise UserError(
+                f"optimiser.phase{phase}.lr: the loss is {total} at step {step}; lower it or use train.precision=fp32. "
+                f"The last checkpoint is {last or 'none'}"
+            )
 
     def _log(self, metrics: MetricsLog, progress: Progress, step: int, losses: dict[str, float]) -> None:
         place, phase = self.schedule.place(step - 1), self.schedule.phase(step - 1)

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from ktse_dist.config import load_config
+from ktse_dist.config import Config, load_config
+from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.errors import UserError
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training.checkpoint import Checkpoint
-from ktse_dist.training.loop import check_same_run
+from ktse_dist.training.context import LocalContext
+from ktse_dist.training.loop import Job, check_same_run, prepare, run
 from ktse_dist.training.metrics import MetricsLog, Progress
 
 
@@ -41,3 +43,33 @@ def test_time_and_pictures_add_up_over_stops():
     seconds, pictures = progress.spent
     assert pictures == 48
     assert 10 < seconds < 11
+
+
+@pytest.fixture
+def small(tmp_path) -> Config:
+    pack_stickers(tmp_path / "data", train=8, val=2, workers=1)
+    return load_config(None, [
+        "engine.name=torch", f"data.path={tmp_path}/data", "data.crop=64", "data.long_side=[64,96]", "train.epochs=1",
+        "train.phase1_epochs=1", "train.batch=[[0,4]]", "train.baseline=false", "train.precision=fp32",
+    ])  # fmt: skip
+
+
+def test_a_fork_whose_start_is_gone_does_not_train_from_scratch(small, tmp_path):
+    with pytest.raises(UserError, match="nothing to fork from"):
+        run(Job(small, RunFolder(tmp_path / "run"), start=tmp_path / "phase1"), LocalContext())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_val_split_is_noticed_before_training(small, tmp_path):
+    (tmp_path / "data" / "val.index").unlink()
+    with pytest.raises(UserError, match=r"val\.index"):
+        prepare(Job(small, RunFolder(tmp_path / "run")))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(small, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    wild = small.model_copy(update={"optimiser": small.optimiser.model_copy(update={
+        "phase1": small.optimiser.phase1.model_copy(update={"lr": 1e30})})})  # fmt: skip
+    with pytest.raises(UserError, match=r"optimiser\.phase1\.lr: the loss is"):
+        run(Job(wild, folder), LocalContext())
+    assert not folder.checkpoints.exists() and not folder.model.exists()

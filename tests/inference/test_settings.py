@@ -1,0 +1,33 @@
+"""Masks of a folder are made alike, or not at all."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from ktse_dist.config import Masks
+from ktse_dist.errors import UserError
+from ktse_dist.inference.settings import keep_settings, kept_settings
+
+
+@pytest.fixture
+def made(tmp_path):
+    (tmp_path / "model").write_bytes(b"weights")
+    keep_settings(tmp_path / "masks", tmp_path / "model", Masks(), "opencv", [SimpleNamespace(split="val", sha256="a")])
+    return tmp_path
+
+
+def test_the_same_settings_go_on_and_more_processes_do_not_matter(made):
+    pictures = [SimpleNamespace(split="val", sha256="a")]
+    keep_settings(made / "masks", made / "model", Masks(processes=7), "opencv", pictures)
+    assert kept_settings(made / "masks").scales == Masks().scales
+
+
+def test_masks_of_other_pictures_are_not_mixed(made):
+    with pytest.raises(UserError, match=r"data\.path: other pictures .* \(index of val\)"):
+        keep_settings(made / "masks", made / "model", Masks(), "opencv", [SimpleNamespace(split="val", sha256="b")])
+
+
+def test_masks_of_another_model_are_not_mixed(made):
+    (made / "model").write_bytes(b"other weights")
+    with pytest.raises(UserError, match="another one than the masks"):
+        keep_settings(made / "masks", made / "model", Masks(), "opencv", [SimpleNamespace(split="val", sha256="a")])
