@@ -13,7 +13,8 @@ from ktse_dist.errors import UserError, run_main
 from ktse_dist.run_folder import RunFolder, dataset_path, run_folder, run_root
 from ktse_dist.training.context import LocalContext
 from ktse_dist.training.dry_run import describe
-from ktse_dist.training.loop import Job, prepare, run
+from ktse_dist.training.job import Job, prepare
+from ktse_dist.training.loop import run
 from ktse_dist.training.setup import fast_precision, prepare_process, start_logging
 
 STOPPED = 143  # exit status: what a shell reports for a process that SIGTERM ended

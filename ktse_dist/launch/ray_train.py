@@ -14,7 +14,8 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback  # what
 
 from ktse_dist.config import Config
 from ktse_dist.errors import UserError
-from ktse_dist.training.loop import Job, run
+from ktse_dist.training.job import Job
+from ktse_dist.training.loop import run
 from ktse_dist.training.setup import prepare_process
 
 log = logging.getLogger("ktse")

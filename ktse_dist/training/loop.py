@@ -3,8 +3,6 @@
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,47 +11,21 @@ import torch.distributed as dist
 import kernels
 from ktse_dist import models
 from ktse_dist.config import Config
-from ktse_dist.data.index import SPLITS, Index
+from ktse_dist.data.index import Index
 from ktse_dist.data.stream import Plan, stream
 from ktse_dist.errors import UserError
 from ktse_dist.method.batch import Batch
 from ktse_dist.method.ktse import KTSE
 from ktse_dist.models.weights import save_model
-from ktse_dist.run_folder import RunFolder, dataset_path
 from ktse_dist.training import checkpoint
-from ktse_dist.training.checkpoint import Checkpoint
 from ktse_dist.training.context import RunContext
 from ktse_dist.training.engine import Engine, build_engine
-from ktse_dist.training.metrics import MetricsLog, Progress
+from ktse_dist.training.job import Job, prepare
+from ktse_dist.training.metrics import Means, MetricsLog, Progress
 from ktse_dist.training.optim import parameter_groups, poly
 from ktse_dist.training.schedule import Schedule
 
 log = logging.getLogger("ktse")
-
-# Sections and keys that may differ when a run goes on: they change where and how it is computed, not what.
-FREE = {
-    "run.root",
-    "run.name",
-    "engine",
-    "ray",
-    "kernels",
-    "masks",
-    "data.path",
-    "data.workers",
-    "train.baseline",
-    "train.checkpoint_steps",
-    "train.keep",
-    "train.log_steps",
-}
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run to train into `folder`; without a checkpoint of its own it starts from `start`, or from scratch."""
-
-    config: Config
-    folder: RunFolder
-    start: Path | None = None
 
 
 def run(job: Job, context: RunContext) -> None:
@@ -77,25 +49,6 @@ def run(job: Job, context: RunContext) -> None:
     Trainer(job, context, index, schedule, engine).train(first, *spent)
 
 
-def prepare(job: Job) -> tuple[Index, Schedule, Checkpoint | None]:
-    """What a run starts from, checked: UserError for everything the user can mend, before any worker starts."""
-    index, val = (Index.open(dataset_path(job.config), split) for split in SPLITS)
-    for split in (index, val):  # val is looked at after hours of training: better to hear of it now
-        split.check_files()
-    schedule = Schedule(job.config, len(index))
-    own = checkpoint.latest(job.folder.checkpoints)
-    if own:
-        saved = checkpoint.load(own)
-        check_same_data(saved, index, own)
-        check_same_run(saved, job.config, own)
-    elif job.start and job.start.exists():
-        saved = checkpoint.load(job.start)  # a fork: another method on the same pictures
-        check_same_data(saved, index, job.start)
-    else:
-        saved = None
-    return index, schedule, saved
-
-
 def device_of(config: Config) -> torch.device:
     use_gpu = config.ray.use_gpu if config.engine.name != "torch" else torch.cuda.is_available()
     return torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
@@ -109,36 +62,6 @@ def make_engine(config: Config, index: Index) -> Engine:
     device = device_of(config)
     module.to(device=device, memory_format=torch.channels_last)
     return build_engine(config.engine, module, parameter_groups(module, config.optimiser.weight_decay), device)
-
-
-def check_same_data(saved: Checkpoint, index: Index, position: Path) -> None:
-    if saved.state["index_sha256"] != index.sha256:
-        raise UserError(
-            f"{position}: made with another data set than {index.path}; give that one as data.path or a new run.name"
-        )
-
-
-def check_same_run(saved: Checkpoint, config: Config, position: Path) -> None:
-    """A run goes on only with the settings it was started with."""
-    then, now = (flatten(c) for c in (saved.state["config"], config.model_dump(mode="json", by_alias=True)))
-    changed = [key for key in sorted(then | now) if then.get(key) != now.get(key) and not is_free(key)]
-    if changed:
-        key = changed[0]
-        raise UserError(
-            f"{key}: {now.get(key)!r}, but {position} was trained with {then.get(key)!r}; "
-            f"set it back to go on, or give a new run.name"
-        )
-
-
-def is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE)
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 class Trainer:
@@ -260,27 +183,3 @@ class Trainer:
         seconds, pictures = progress.spent
         folder.update_summary(images_per_second=round(pictures / seconds, 2), seconds={"train": round(seconds, 1)})
         save_model(folder.model, weights, self.config.model, self.index.classes)
-
-
-class Means:
-    """Running sums of the losses on the device; only logging waits for it."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._steps = 0
-
-    def add(self, losses: dict[str, torch.Tensor]) -> None:
-        if losses.keys() != self._sums.keys():  # another phase has other losses
-            self._sums, self._steps = {name: torch.zeros_like(loss) for name, loss in losses.items()}, 0
-        for name, loss in losses.items():
-            self._sums[name] += loss
-        self._steps += 1
-
-    def over_ranks(self) -> dict[str, float]:
-        """Mean over the steps since the last call and over ranks. Every rank calls it."""
-        values = torch.stack(list(self._sums.values())) / self._steps
-        if dist.is_initialized():
-            dist.all_reduce(values)
-            values /= dist.get_world_size()
-        names, self._sums = list(self._sums), {}
-        return dict(zip(names, values.tolist(), strict=True))

@@ -6,6 +6,8 @@ import math
 import time
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
 from ktse_dist.run_folder import RunFolder, write_text
@@ -40,6 +42,30 @@ def step_of(line: str) -> float:
         return json.loads(line)["step"]
     except ValueError:
         return math.inf
+
+
+class Means:
+    """Running sums of the losses on the device; only logging waits for it."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._steps = 0
+
+    def add(self, losses: dict[str, torch.Tensor]) -> None:
+        if losses.keys() != self._sums.keys():  # another phase has other losses
+            self._sums, self._steps = {name: torch.zeros_like(loss) for name, loss in losses.items()}, 0
+        for name, loss in losses.items():
+            self._sums[name] += loss
+        self._steps += 1
+
+    def over_ranks(self) -> dict[str, float]:
+        """Mean over the steps since the last call and over ranks. Every rank calls it."""
+        values = torch.stack(list(self._sums.values())) / self._steps
+        if dist.is_initialized():
+            dist.all_reduce(values)
+            values /= dist.get_world_size()
+        names, self._sums = list(self._sums), {}
+        return dict(zip(names, values.tolist(), strict=True))
 
 
 class Progress:

@@ -10,7 +10,8 @@ import torch.multiprocessing as mp
 
 from ktse_dist.config import Config, load_config
 from ktse_dist.run_folder import RunFolder
-from ktse_dist.training.loop import Job, run
+from ktse_dist.training.job import Job
+from ktse_dist.training.loop import run
 from ktse_dist.training.setup import prepare_process
 
 ENGINES = {

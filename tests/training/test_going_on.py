@@ -10,7 +10,8 @@ from ktse_dist.errors import UserError
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training.checkpoint import Checkpoint
 from ktse_dist.training.context import LocalContext
-from ktse_dist.training.loop import Job, check_same_run, prepare, run
+from ktse_dist.training.job import Job, check_same_run, prepare
+from ktse_dist.training.loop import run
 from ktse_dist.training.metrics import MetricsLog, Progress
 
 

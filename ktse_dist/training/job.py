@@ -1,0 +1,87 @@
+"""What a run is, and whether it may start: everything the user can mend, found before any worker starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ktse_dist.config import Config
+from ktse_dist.data.index import SPLITS, Index
+from ktse_dist.errors import UserError
+from ktse_dist.run_folder import RunFolder, dataset_path
+from ktse_dist.training import checkpoint
+from ktse_dist.training.checkpoint import Checkpoint
+from ktse_dist.training.schedule import Schedule
+
+# Sections and keys that may differ when a run goes on: they change where and how it is computed, not what.
+FREE = {
+    "run.root",
+    "run.name",
+    "engine",
+    "ray",
+    "kernels",
+    "masks",
+    "data.path",
+    "data.workers",
+    "train.baseline",
+    "train.checkpoint_steps",
+    "train.keep",
+    "train.log_steps",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to train into `folder`; without a checkpoint of its own it starts from `start`, or from scratch."""
+
+    config: Config
+    folder: RunFolder
+    start: Path | None = None
+
+
+def prepare(job: Job) -> tuple[Index, Schedule, Checkpoint | None]:
+    """What a run starts from, checked: UserError for everything the user can mend, before any worker starts."""
+    index, val = (Index.open(dataset_path(job.config), split) for split in SPLITS)
+    for split in (index, val):  # val is looked at after hours of training: better to hear of it now
+        split.check_files()
+    schedule = Schedule(job.config, len(index))
+    own = checkpoint.latest(job.folder.checkpoints)
+    if own:
+        saved = checkpoint.load(own)
+        check_same_data(saved, index, own)
+        check_same_run(saved, job.config, own)
+    elif job.start and job.start.exists():
+        saved = checkpoint.load(job.start)  # a fork: another method on the same pictures
+        check_same_data(saved, index, job.start)
+    else:
+        saved = None
+    return index, schedule, saved
+
+
+def check_same_data(saved: Checkpoint, index: Index, position: Path) -> None:
+    if saved.state["index_sha256"] != index.sha256:
+        raise UserError(
+            f"{position}: made with another data set than {index.path}; give that one as data.path or a new run.name"
+        )
+
+
+def check_same_run(saved: Checkpoint, config: Config, position: Path) -> None:
+    """A run goes on only with the settings it was started with."""
+    then, now = (flatten(c) for c in (saved.state["config"], config.model_dump(mode="json", by_alias=True)))
+    changed = [key for key in sorted(then | now) if then.get(key) != now.get(key) and not is_free(key)]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{key}: {now.get(key)!r}, but {position} was trained with {then.get(key)!r}; "
+            f"set it back to go on, or give a new run.name"
+        )
+
+
+def is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
