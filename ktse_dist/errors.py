@@ -26,5 +26,5 @@ def run_main(main: Callable[[list[str]], None], argv: Sequence[str] | None = Non
         print(f"ktse: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("ktse: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print("ktse: interrupted; the same command goes on from what is finished", file=sys.stderr)
         raise SystemExit(130) from None

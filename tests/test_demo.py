@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,36 @@ def test_running_every_stage_again_changes_no_score(small_run):
 def test_another_setting_under_the_same_name_is_refused(small_run):
     with pytest.raises(UserError, match=r"method\.sie: 0\.5"):
         train_small(small_run.path.parent, "method.sie=0.5")
+
+
+def test_a_dry_run_says_what_would_be_and_trains_nothing(small_run, tmp_path, capsys):
+    data = small_run.path.parent / "data"
+    train.main(["--dry-run", f"run.root={tmp_path}/runs", f"data.path={data}", *SMALL, "model.output_stride=8"])
+    said = capsys.readouterr().out
+    assert "output_stride: 8" in said
+    assert "24 training pictures, 20 classes" in said
+    assert "parameters: 3,666,368" in said
+    assert "3 of classification, 3 of KTSE, 48 pictures in all" in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_ray_run_with_one_line_and_it_goes_on_from_its_checkpoint(small_run, tmp_path):
+    settings = [f"run.root={tmp_path}", f"data.path={small_run.path.parent}/data", *SMALL, "engine.name=ddp"]
+    settings += ["train.epochs=40", "train.phase1_epochs=30", "train.checkpoint_steps=5", "train.baseline=false"]
+    first = subprocess.Popen([KTSE, "train", *settings], stderr=subprocess.PIPE, text=True)
+    checkpoints, deadline = tmp_path / "demo" / "checkpoints", time.monotonic() + 200
+    while not list(checkpoints.glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    first.send_signal(signal.SIGINT)
+    _, error = first.communicate(timeout=100)
+    assert first.returncode == 130
+    assert [line for line in error.splitlines() if line.startswith("ktse: ")] == [
+        "ktse: interrupted; the same command goes on from what is finished"
+    ]
+    subprocess.run([KTSE, "train", *settings], check=True, timeout=400)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(10, 121, 10))
 
 
 @pytest.mark.slow

@@ -63,6 +63,8 @@ def train_with_ray(jobs: list[Job]) -> None:
     )
     try:
         trainer.fit()
+    except SystemExit:
+        raise KeyboardInterrupt from None  # how Ray Train's own handler of Ctrl-C ends
     except ray.train.TrainingFailedError as error:
         raise user_error(error) or error from error
     finally:
