@@ -5,6 +5,7 @@ one process. The figure is printed only after both gave the same IoU.    python 
 """
 
 import argparse
+import datetime
 import json
 import platform
 import statistics
@@ -71,6 +72,7 @@ def report(published: list[float], ours: list[float], pictures: int) -> dict:
         "holds": figure >= TARGET,
         "seconds": {"published": published, "one_pass": ours},
         "pictures": pictures,
+        "date": datetime.date.today().isoformat(),
         "versions": {"python": sys.version.split()[0], "numpy": np.__version__, "opencv": cv2.__version__},
     }
 
