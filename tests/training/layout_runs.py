@@ -80,7 +80,10 @@ def train(rank: int, world: int, dataset: Path, out: Path, jobs: list[str], port
             run(Job(config, RunFolder(out / name)), Rank(rank, world, steps))
             done = stop or done
     if world > 1:
+        dist.barrier()
         dist.destroy_process_group()
+        sys.stdout.flush()
+        os._exit(0)  # past Python's finalisers, where tensors that gloo's threads still hold abort it at random
 
 
 if __name__ == "__main__":
