@@ -15,12 +15,12 @@ from tqdm import tqdm
 from ktse_dist.config import Masks
 from ktse_dist.data.augment import Resize
 from ktse_dist.data.index import Index
+from ktse_dist.data.pool import ordered_map
 from ktse_dist.data.reader import Reader
 from ktse_dist.evaluation.miou import Confusion
 from ktse_dist.evaluation.sweep import ThresholdSweep
 from ktse_dist.inference.mask_shards import MaskFiles, write_mask_index, write_mask_shard
 from ktse_dist.inference.multiscale import CamNetwork, PictureCams, multiscale_cam
-from ktse_dist.inference.pool import ordered_map
 from ktse_dist.inference.refine import Task, refine
 from ktse_dist.run_folder import write_text
 

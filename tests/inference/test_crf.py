@@ -84,5 +84,5 @@ def test_a_missing_crf_package_names_the_mend(monkeypatch):
 
 
 def test_crf_and_pool_workers_import_without_torch():
-    code = "import sys, ktse_dist.inference.crf, ktse_dist.inference.pool; sys.exit('torch' in sys.modules)"
+    code = "import sys, ktse_dist.inference.crf, ktse_dist.data.pool; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

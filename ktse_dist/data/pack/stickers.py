@@ -11,8 +11,8 @@ from ktse_dist.data.index import SPLITS, Index, read_dataset
 from ktse_dist.data.pack.compose import Picture, compose_some
 from ktse_dist.data.pack.drawings import attribution, classes
 from ktse_dist.data.pack.writer import SHARD_BYTES, Sample, new_dataset, write_about, write_split
+from ktse_dist.data.pool import ordered_map
 from ktse_dist.errors import UserError
-from ktse_dist.inference.pool import ordered_map
 
 VERSION = 1  # of the pictures: one more whenever the same seed gives other pictures
 CHUNK = 8  # pictures a worker makes at a time

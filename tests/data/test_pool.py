@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from ktse_dist.inference.pool import WorkerDied, ordered_map
+from ktse_dist.data.pool import WorkerDied, ordered_map
 
 shell = partial(subprocess.check_output, shell=True, text=True)
 
@@ -56,7 +56,7 @@ def test_a_consumer_that_stops_early_leaves_no_worker_behind():
 
 def test_workers_end_when_their_parent_is_killed():
     code = (
-        "import subprocess; from functools import partial; from ktse_dist.inference.pool import ordered_map\n"
+        "import subprocess; from functools import partial; from ktse_dist.data.pool import ordered_map\n"
         "shell = partial(subprocess.check_output, shell=True, text=True)\n"
         "for line in ordered_map(shell, ['echo $PPID; sleep 0.1'] * 1000, 1): print(line, end='', flush=True)"
     )
