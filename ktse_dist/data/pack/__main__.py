@@ -1,33 +1,24 @@
-"""`ktse pack stickers OUT`: make the embedded data set."""
+"""`ktse pack KIND ...`: make a packed data set. Each kind's module adds its own part of the command line."""
 
 import argparse
-from pathlib import Path
 
+from ktse_dist.data.pack import stickers_command
 from ktse_dist.errors import run_main
+
+KINDS = (stickers_command,)  # light modules: every worker process imports them again
 
 
 def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="ktse pack", description="Make a packed data set.", allow_abbrev=False)
     kinds = whole.add_subparsers(dest="kind", required=True, metavar="KIND")
-    stickers = kinds.add_parser("stickers", help="drawings of the 20 VOC classes over procedural scenes")
-    stickers.add_argument("out", type=Path, help="folder to make")
-    stickers.add_argument("--train", type=int, default=1500, help="training pictures (default: %(default)s)")
-    stickers.add_argument("--val", type=int, default=300, help="validation pictures (default: %(default)s)")
-    stickers.add_argument("--seed", type=int, default=0, help="another seed, other pictures (default: %(default)s)")
-    stickers.add_argument("--workers", type=int, help="processes; changes only the time (default: one a CPU)")
-    stickers.add_argument("--preview", type=Path, help="also write a contact sheet to this PNG")
+    for kind in KINDS:
+        kind.add_parser(kinds)
     return whole
 
 
 def main(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
-    # not above: worker processes import this file again, and webdataset brings torch, two seconds of each worker
-    from ktse_dist.data.pack.preview import contact_sheet
-    from ktse_dist.data.pack.stickers import pack_stickers
-
-    pack_stickers(options.out, options.train, options.val, options.seed, options.workers)
-    if options.preview:
-        contact_sheet(options.out, options.preview)
+    options.run(options)
 
 
 if __name__ == "__main__":
