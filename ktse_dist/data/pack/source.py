@@ -1,4 +1,4 @@
-"""What a kind of data set is to the packer: pictures in a fixed order, each with tags and perhaps a mask. Free of torch."""
+"""What a data set is to the packer: pictures in a fixed order, each with tags and perhaps a mask. Free of torch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
