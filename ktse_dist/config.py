@@ -140,6 +140,8 @@ class Optimiser(Model):
     weight_decay: float = Field(5e-4, ge=0)
     power: float = Field(0.9, gt=0)
     horizon: Literal["actual", "batch_8"] = "actual"  # batch_8: updates as if every batch had 8 pictures
+    warmup_steps: int = Field(0, ge=0)  # first steps of a run, over which learning rates rise linearly
+    lr_batch: int | None = Field(None, ge=1)  # batch that the rates are meant for; others scale them linearly
 
 
 class Train(Model):

@@ -24,6 +24,7 @@ CORRECTED: dict[str, Any] = {
     "optimiser": {
         "phase1": {"lr": 0.01, "momentum": 0.9, "head_rate": 10.0},
         "phase2": {"lr": 0.01, "momentum": 5e-4, "head_rate": 1.0},  # gentle: 0.9 with a fast head collapses
+        "warmup_steps": 10,  # a new head at 0.1 with momentum 0.9 blows up rounding in its first steps
     },
 }
 

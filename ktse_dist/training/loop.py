@@ -22,7 +22,7 @@ from ktse_dist.training.context import RunContext
 from ktse_dist.training.engine import Engine, build_engine
 from ktse_dist.training.job import Job, prepare
 from ktse_dist.training.metrics import Means, MetricsLog, Progress
-from ktse_dist.training.optim import parameter_groups, poly
+from ktse_dist.training.optim import parameter_groups
 from ktse_dist.training.schedule import Schedule
 
 log = logging.getLogger("ktse")
@@ -118,12 +118,11 @@ class Trainer:
         return min(size, method.transfer.pairs or size)
 
     def _update(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
-        sgd, schedule = self.schedule.sgd(step), self.schedule
-        decay = poly(step, schedule.horizon, schedule.optimiser.power)
+        sgd, lr = self.schedule.sgd(step), self.schedule.lr(step)
         for group in self.engine.groups:
-            group["lr"] = sgd.lr * decay * group["rate"] * (sgd.head_rate if group["head"] else 1.0)
+            group["lr"] = lr * group["rate"] * (sgd.head_rate if group["head"] else 1.0)
             group["momentum"] = sgd.momentum
-        losses = self.engine(batch, phase=schedule.phase(step))
+        losses = self.engine(batch, phase=self.schedule.phase(step))
         self.engine.update(losses["total"])
         return {name: loss.detach() for name, loss in losses.items()}
 

@@ -5,6 +5,7 @@ from itertools import accumulate
 
 from ktse_dist.config import Config, Phase
 from ktse_dist.errors import UserError
+from ktse_dist.training.optim import poly
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,16 @@ class Schedule:
 
     def sgd(self, step: int) -> Phase:
         return self.optimiser.phase1 if self.phase(step) == 1 else self.optimiser.phase2
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a backbone weight in the update after `step` finished ones (METHOD 1.3).
+
+        Polynomial decay; where asked for, a linear rise over the first steps and linear scaling with the batch.
+        """
+        optimiser = self.optimiser
+        scale = self.place(step).batch_size / optimiser.lr_batch if optimiser.lr_batch else 1.0
+        rise = min(1.0, (step + 1) / (optimiser.warmup_steps + 1))
+        return self.sgd(step).lr * scale * rise * poly(step, self.horizon, optimiser.power)
 
     @property
     def horizon(self) -> int:
