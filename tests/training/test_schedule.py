@@ -45,13 +45,13 @@ def test_the_published_horizon_exists_for_a_handful_of_pictures():
 
 def test_the_learning_rate_rises_over_the_warm_up_and_then_decays():
     plan = schedule(100, "optimiser.warmup_steps=4", "optimiser.phase1.lr=0.1", "optimiser.power=0.9")
-    plain = schedule(100, "optimiser.phase1.lr=0.1", "optimiser.power=0.9")
+    plain = schedule(100, "optimiser.warmup_steps=0", "optimiser.phase1.lr=0.1", "optimiser.power=0.9")
     shares = [plan.lr(step) / plain.lr(step) for step in range(7)]
     assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1])
 
 
 def test_the_learning_rate_scales_with_the_batch_where_asked_for():
-    rates = ("train.batch=[[0,8],[1,32]]", "optimiser.phase1.lr=0.01")
+    rates = ("train.batch=[[0,8],[1,32]]", "optimiser.phase1.lr=0.01", "optimiser.warmup_steps=0")
     scaled, plain = schedule(100, *rates, "optimiser.lr_batch=16"), schedule(100, *rates)
     assert scaled.lr(0) / plain.lr(0) == pytest.approx(0.5)
     assert scaled.lr(12) / plain.lr(12) == pytest.approx(2)
