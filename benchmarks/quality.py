@@ -44,7 +44,6 @@ SCORES = ("seed_miou", "mask_miou", "tag_map", "threshold")
 TRAIN_SCORES = ("seed_miou_train", "mask_miou_train")
 COLUMNS = ("preset", "arm", "seed", *SCORES, "pictures", "seconds", *TRAIN_SCORES)
 SEARCH_COLUMNS = ("name", "keys", "seed", *TRAIN_SCORES, "threshold", "pictures", "seconds")
-SCORED = 300  # training pictures whose seeds are scored, as many as there are validation pictures
 TARGET_GAIN = 3.0  # points of val seed mIoU that `corrected` should gain over its baseline
 
 
@@ -77,8 +76,7 @@ def config_of(runs: Path, preset: str, seed: int, *keys: str) -> Config:
     data = runs.absolute() / "stickers"
     pack_stickers(data)
     fixed = ("engine.name=torch", "train.baseline=false", f"train.precision={fast_precision(False)}")
-    pictures = (f"masks.pictures.train={SCORED}", f"data.path={data}")
-    return load_config(None, [f"method.preset={preset}", f"run.seed={seed}", *fixed, *pictures, *keys])
+    return load_config(None, [f"method.preset={preset}", f"run.seed={seed}", f"data.path={data}", *fixed, *keys])
 
 
 class Until(LocalContext):
