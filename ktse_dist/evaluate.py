@@ -20,11 +20,21 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="ktse evaluate", description=__doc__, allow_abbrev=False)
     parser.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
     folder = RunFolder(parser.parse_args(arguments).run.absolute())
+    print(lines(evaluate(folder)), f"summary: {folder.summary_file}\nnext: ktse report --run {folder.path}", sep="\n")
+
+
+def evaluate(folder: RunFolder) -> dict[str, Any]:
+    """Score the run anew and return its summary. UserError names the stage that is still to run."""
     start = time.perf_counter()
     fields = score(folder, *splits(folder.read_config()))
     seconds = {"evaluate": round(time.perf_counter() - start, 1)}
-    summary = folder.update_summary(**fields, versions=versions(), git=git_revision(), seconds=seconds)
-    print(lines(summary), f"summary: {folder.summary_file}\nnext: ktse report --run {folder.path}", sep="\n")
+    return folder.update_summary(**fields, versions=versions(), git=git_revision(), seconds=seconds)
+
+
+def evaluated(folder: RunFolder) -> dict[str, Any]:
+    """The run's summary with its score, which is computed only where it is not there yet."""
+    summary = folder.read_summary()
+    return summary if "tag_threshold" in summary else evaluate(folder)
 
 
 def lines(summary: dict[str, Any]) -> str:
@@ -32,9 +42,11 @@ def lines(summary: dict[str, Any]) -> str:
     pictures = summary["pictures"]
     if summary["seed_miou"] is None:
         used = summary["background"]
+        chosen = f"chosen on {used['pictures']} training pictures" if used["pictures"] else "the default"
         return (
             f"no ground truth, so no mIoU; tag mAP on {pictures['val']} held-out pictures: {summary['tag_map']}; "
-            f"background strength of the masks ({used['refine']}): {used['strength']}"
+            f"best tag threshold {summary['tag_threshold']:.2f} (F1 {summary['tag_f1']}); "
+            f"background strength of the masks ({used['refine']}): {used['strength']}, {chosen}"
         )
     compared = [("baseline seeds", "baseline_seed_miou"), ("KTSE seeds", "seed_miou"), ("KTSE masks", "mask_miou")]
     rows = [

@@ -1,10 +1,14 @@
-"""`python -m ktse_dist.report --run RUN`: one HTML page about a run, to look at and to send."""
+"""`python -m ktse_dist.report --run RUN`: one HTML page about a run, to look at and to send.
+
+Where `ktse evaluate` has not run yet, its score is computed first.
+"""
 
 import argparse
 import time
 from pathlib import Path
 
-from ktse_dist.errors import UserError, run_main
+from ktse_dist.errors import run_main
+from ktse_dist.evaluate import evaluated, lines
 from ktse_dist.inference.generate import SeedSource
 from ktse_dist.inference.settings import kept_settings
 from ktse_dist.masks import network_from, splits
@@ -16,11 +20,11 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="ktse report", description=__doc__, allow_abbrev=False)
     parser.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
     folder = RunFolder(parser.parse_args(arguments).run.absolute())
+    about = material(folder)
     start = time.perf_counter()
-    page = render(material(folder))
-    write_text(folder.report, page)
-    folder.update_summary(seconds={"report": round(time.perf_counter() - start, 1)})
-    print(f"report: {folder.report}")
+    write_text(folder.report, render(about))
+    summary = folder.update_summary(seconds={"report": round(time.perf_counter() - start, 1)})
+    print(lines(summary), f"report: {folder.report}", sep="\n")
 
 
 def material(folder: RunFolder) -> Material:
@@ -31,9 +35,7 @@ def material(folder: RunFolder) -> Material:
     if folder.baseline.model.is_file():
         networks.append(network_from(folder.baseline.model, config.train.precision))
     settings = kept_settings(folder.masks)
-    summary = folder.read_summary()
-    if "pictures" not in summary:
-        raise UserError(f"{folder.summary_file}: no score there; run: ktse evaluate --run {folder.path}")
+    summary = evaluated(folder)
     run, *baseline = (SeedSource(network, val, settings, config.data.resize) for network in networks)
     return Material(folder, summary, train, run, baseline[0] if baseline else None)
 

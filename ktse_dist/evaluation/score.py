@@ -14,7 +14,7 @@ from ktse_dist.data.reader import Reader
 from ktse_dist.errors import UserError
 from ktse_dist.evaluation.miou import Confusion
 from ktse_dist.evaluation.sweep import ThresholdSweep
-from ktse_dist.evaluation.tags import mean_average_precision
+from ktse_dist.evaluation.tags import average_precisions, choose_threshold, mean_average_precision, probabilities
 from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.inference.settings import kept_settings
 from ktse_dist.run_folder import RunFolder
@@ -23,13 +23,38 @@ BACKGROUND = "background"  # its name among the classes of summary.json
 
 
 @dataclass(frozen=True)
+class TagScores:
+    """Logits [N,C] of the pictures at some rows of an index, and their tags [N,C]."""
+
+    rows: np.ndarray
+    logits: np.ndarray
+    labels: np.ndarray
+
+    def of_tags(self) -> dict[int, float]:
+        """row -> mean probability of the picture's own tags; pictures without tags are left out."""
+        tagged = self.labels > 0
+        shares = np.where(tagged, probabilities(self.logits), 0).sum(1) / np.maximum(tagged.sum(1), 1)
+        some = tagged.any(1)
+        return dict(zip(self.rows[some].tolist(), shares[some].tolist(), strict=True))
+
+    def by_class(self, classes: list[str]) -> dict[str, dict[str, float]]:
+        """class -> how many pictures bear its tag, and the average precision of its score in percent."""
+        counts, precisions = (self.labels > 0).sum(0), average_precisions(self.logits, self.labels)
+        pairs = zip(classes, counts.tolist(), precisions.tolist(), strict=True)
+        return {name: {"pictures": count, "ap": precision} for name, count, precision in pairs}
+
+
+@dataclass(frozen=True)
 class Seeds:
     """What `ktse masks` counted of one network's seeds on one split."""
 
     sweep: ThresholdSweep
-    tag_map: float
-    pictures: int
+    tags: TagScores
     with_truth: int
+
+    @property
+    def tag_map(self) -> float:
+        return mean_average_precision(self.tags.logits, self.tags.labels)
 
 
 def read_seeds(folder: Path, index: Index) -> Seeds:
@@ -44,7 +69,7 @@ def read_seeds(folder: Path, index: Index) -> Seeds:
         sweep.merge(ThresholdSweep.from_state(state))
     rows, scores = (np.concatenate([state[name] for state in states]) for name in ("rows", "scores"))
     truths = sum(int(state["with_truth"]) for state in states)
-    return Seeds(sweep, mean_average_precision(scores, index.labels(rows)), len(rows), truths)
+    return Seeds(sweep, TagScores(rows, scores, index.labels(rows)), truths)
 
 
 def mask_confusion(folder: Path, index: Index) -> Confusion:
@@ -64,16 +89,21 @@ def score(folder: RunFolder, train: Index, val: Index) -> dict[str, Any]:
     baseline = {}
     if folder.baseline.masks.exists():
         baseline = {index.split: read_seeds(folder.baseline.masks, index) for index in (train, val)}
+    tags = seeds["val"].tags
+    threshold = choose_threshold(tags.logits, tags.labels)
+    exact = {"tag_threshold": threshold.probability}  # rounded to two decimals it would pass some scores
     fields: dict[str, Any] = {
         "tag_map": seeds["val"].tag_map,
         "phase1_tag_map": read_seeds(folder.phase1_scores, val).tag_map if folder.phase1_scores.exists() else None,
         "baseline_tag_map": baseline["val"].tag_map if baseline else None,
-        "pictures": {split: seed.pictures for split, seed in seeds.items()},
+        "tag_f1": threshold.f1,
+        "tags": tags.by_class(val.classes),
+        "pictures": {split: len(seed.tags.rows) for split, seed in seeds.items()},
         "background": background(folder),
         "index_sha256": {index.split: index.sha256 for index in (train, val)},
     }
     if not (seeds["train"].with_truth and seeds["val"].with_truth):
-        return rounded(fields | NO_SCORES)
+        return rounded(fields | NO_SCORES) | exact
     masks = {index.split: mask_confusion(folder.masks, index) for index in (train, val)}
     found = {"seed": at_chosen(seeds), "mask": masks} | ({"baseline": at_chosen(baseline)} if baseline else {})
     fields |= NO_SCORES | {"best_threshold": seeds["train"].sweep.best()[0]}
@@ -83,7 +113,7 @@ def score(folder: RunFolder, train: Index, val: Index) -> dict[str, Any]:
         name = "baseline_seed_miou" if kind == "baseline" else f"{kind}_miou"
         fields |= {name: counts["val"].miou(), f"{name}_train": counts["train"].miou()}
     per_class = {kind: counts["val"].iou() for kind, counts in found.items()}
-    return rounded(fields | {"per_class": by_class([BACKGROUND, *val.classes], per_class)})
+    return rounded(fields | {"per_class": by_class([BACKGROUND, *val.classes], per_class)}) | exact
 
 
 NO_SCORES = dict.fromkeys(

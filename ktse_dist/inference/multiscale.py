@@ -63,7 +63,6 @@ def multiscale_cam(
     return multiscale_cams(network, rgb[None], labels[None], scales, resize)[0]
 
 
-@torch.inference_mode()
 def multiscale_cams(
     network: CamNetwork,
     rgb: np.ndarray,
@@ -76,18 +75,43 @@ def multiscale_cams(
     Each scale is one pass over the B pictures and their B mirror images. Only tagged classes are upsampled, to HxW,
     before the relu and the sum over views. resize: `pillow` is the published bicubic; `opencv` is faster, other pixels.
     """
-    picture, tag = np.nonzero(labels > PRESENT)
-    height, width = rgb.shape[1:3]
-    total = torch.zeros(len(tag), height, width, device=network.device)
-    scores = torch.zeros(labels.shape, device=network.device)
+    return look(network, rgb, scales, resize).cams(labels)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What a network saw in B pictures of one size, before anybody said which classes are wanted.
+
+    views: for each scale the signed CAMs [2B,C,h,w] of the pictures and then of their mirror images.
+    scores: mean logits over scales and flips, float32 [B,C].    size: (height, width) of the pictures.
+    """
+
+    views: list[Tensor]
+    scores: np.ndarray
+    size: tuple[int, int]
+
+    @torch.inference_mode()
+    def cams(self, labels: np.ndarray) -> list[PictureCams]:
+        """The CAMs of the tagged classes: labels [B,C], above PRESENT for a tag."""
+        picture, tag = np.nonzero(labels > PRESENT)
+        total = torch.zeros(len(tag), *self.size, device=self.views[0].device)
+        for view in self.views:
+            total += _both_ways(view, picture, tag, self.size)
+        total /= total.amax((1, 2), keepdim=True) + 1e-5
+        cams = total.cpu().numpy()
+        return [PictureCams(tag[picture == b], cams[picture == b], self.scores[b]) for b in range(len(labels))]
+
+
+@torch.inference_mode()
+def look(network: CamNetwork, rgb: np.ndarray, scales: Sequence[float], resize: Resize) -> Looks:
+    """One network pass a scale over B pictures of one size and their mirror images: rgb uint8 [B,H,W,3]."""
+    views, logits = [], []
     for scale in scales:
         images = normalise(_resized(rgb, scale, resize), network)
-        cam, logits = _forward(network, torch.cat([images, images.flip(3)]))
-        total += _views(cam, picture, tag, (height, width))
-        scores += logits.unflatten(0, (2, -1)).sum(0)
-    total /= total.amax((1, 2), keepdim=True) + 1e-5
-    cams, scores = total.cpu().numpy(), (scores / (2 * len(scales))).cpu().numpy()
-    return [PictureCams(tag[picture == b], cams[picture == b], scores[b]) for b in range(len(rgb))]
+        cam, scores = _forward(network, torch.cat([images, images.flip(3)]))
+        views.append(cam)
+        logits.append(scores.unflatten(0, (2, -1)).sum(0))
+    return Looks(views, (sum(logits) / (2 * len(scales))).cpu().numpy(), rgb.shape[1:3])
 
 
 def normalise(rgb: np.ndarray, network: CamNetwork) -> Tensor:
@@ -103,7 +127,7 @@ def _forward(network: CamNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
     return cam.float(), logits.float()
 
 
-def _views(cam: Tensor, picture: np.ndarray, tag: np.ndarray, size: tuple[int, int]) -> Tensor:
+def _both_ways(cam: Tensor, picture: np.ndarray, tag: np.ndarray, size: tuple[int, int]) -> Tensor:
     """Sum over view and mirrored view of relu(up(CAM)) for each (picture, tag): cam [2B,C,h,w] -> [pairs,H,W]."""
     if len(tag) == 0:
         return cam.new_zeros(0, *size)

@@ -123,9 +123,10 @@ def sweep_image(about: Material) -> str | None:
 
 def picture_groups(about: Material) -> list[tuple[str, list[Row]]]:
     masks, at = MaskIndex(about.folder.masks, about.run.index), threshold(about.summary)
+    scores = read_seeds(about.folder.masks, about.run.index).tags.of_tags()
     return [
-        (heading, [picture_row(row, miou, about.run, about.baseline, masks, at) for row, miou in rows])
-        for heading, rows in group_rows(masks, about.run.index)
+        (heading, [picture_row(shown, about.run, about.baseline, masks, at) for shown in group])
+        for heading, group in group_rows(masks, about.run.index, scores)
     ]
 
 

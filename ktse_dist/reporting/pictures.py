@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from ktse_dist.inference.multiscale import PictureCams
 
 LONG_SIDE, QUALITY = 320, 82  # of the pictures in the page, which should stay under 5 MB
 GROUP = 3  # pictures in each of best, median, worst
+TAG_HEADINGS = {"Best": "Surest of their tags", "Median": "Median", "Worst": "Least sure of their tags"}
 COLOURS = ("#e69f00", "#0072b2", "#cc3d8e", "#009e73", "#d55e00", "#56b4e9", "#f0e442")  # told apart by all eyes
 
 
@@ -31,20 +32,32 @@ class Chip:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A picture to show, and why it stands where it does: the mIoU of its mask, or the score of its tags (0..1)."""
+
+    row: int
+    miou: float | None = None
+    tag_score: float | None = None
+
+
+@dataclass(frozen=True)
 class Row:
     """One picture of the page. views: (caption, image as a data URI)."""
 
     key: str
-    miou: float | None
+    shown: Shown
     chips: list[Chip]
     views: list[tuple[str, str]]
 
 
-def group_rows(masks: MaskIndex, index: Index) -> list[tuple[str, list[tuple[int, float | None]]]]:
-    """(heading, [(row, mIoU of its mask)]) to show; without ground truth the first pictures that have masks."""
+def group_rows(masks: MaskIndex, index: Index, tag_scores: Mapping[int, float]) -> list[tuple[str, list[Shown]]]:
+    """(heading, pictures) to show: by the mIoU of their masks, and without ground truth by the score of their tags."""
     made = [row for row in range(len(index)) if masks.has(row)]
-    scored = list(mask_scores(masks, index, made))
-    return best_median_worst(scored) if scored else [("First pictures", [(row, None) for row in made[: 3 * GROUP]])]
+    by_miou = best_median_worst(list(mask_scores(masks, index, made)))
+    if by_miou:
+        return [(heading, [Shown(row, miou=miou) for row, miou in rows]) for heading, rows in by_miou]
+    by_tags = best_median_worst([(row, tag_scores[row]) for row in made if row in tag_scores])
+    return [(TAG_HEADINGS[heading], [Shown(row, tag_score=s) for row, s in rows]) for heading, rows in by_tags]
 
 
 def best_median_worst(scored: list[tuple[int, float]]) -> list[tuple[str, list[tuple[int, float]]]]:
@@ -79,10 +92,11 @@ def picture_iou(labels: np.ndarray, truth: np.ndarray) -> dict[int, float]:
 
 
 def picture_row(
-    row: int, miou: float | None, source: SeedSource, baseline: SeedSource | None, masks: MaskIndex, threshold: float
+    shown: Shown, source: SeedSource, baseline: SeedSource | None, masks: MaskIndex, threshold: float
 ) -> Row:
     """The views of one picture; its CAMs are computed anew. baseline: None when the run has none."""
-    index, seed = source.index, source.seed(row)
+    row, index = shown.row, source.index
+    seed = source.seed(row)
     labels = decode_mask(masks.read(row, "mask"))
     colours = class_colours(seed)
     views = [("picture", seed.rgb)]
@@ -98,7 +112,7 @@ def picture_row(
         views.append(("ground truth", paint(seed.rgb, seed.truth, colours)))
         ious = picture_iou(labels, seed.truth)
     chips = [Chip(index.classes[value - 1], colour, ious.get(value)) for value, colour in colours.items()]
-    return Row(index.key(row), miou, chips, [(caption, data_uri(shrunk(pixels))) for caption, pixels in views])
+    return Row(index.key(row), shown, chips, [(caption, data_uri(shrunk(pixels))) for caption, pixels in views])
 
 
 def class_colours(seed: Seed) -> dict[int, str]:
