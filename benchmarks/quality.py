@@ -18,8 +18,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
 from ktse_dist.config import Config, load_config
-from ktse_dist.data.index import Index
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.evaluation.score import score
 from ktse_dist.inference.generate import SeedSource, calibrate
@@ -28,7 +32,6 @@ from ktse_dist.run_folder import RunFolder
 from ktse_dist.training.context import LocalContext
 from ktse_dist.training.job import Job
 from ktse_dist.training.loop import run
-from ktse_dist.training.schedule import Schedule
 from ktse_dist.training.setup import fast_precision, prepare_process, start_logging
 
 RESULTS = Path(__file__).parent / "results"
@@ -55,6 +58,7 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=PRESETS)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--try", nargs="+", dest="trial", metavar=("NAME", "a.b=c"), help="one row of the search")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the rows: a point a seed, a line a preset")
     parser.add_argument("--quick", action="store_true", help="read the rows that are there, train nothing")
     options = parser.parse_args()
     start_logging()
@@ -68,7 +72,10 @@ def main() -> None:
             for preset in options.presets:
                 for arm in options.arms:
                     add_arm(options.runs, table, preset, arm, seed)
-    print(json.dumps(summary(read(table))))
+    rows = read(table)
+    if options.plot:
+        plot(rows, options.plot)
+    print(json.dumps(summary(rows)))
 
 
 def config_of(runs: Path, preset: str, seed: int, *keys: str) -> Config:
@@ -79,16 +86,15 @@ def config_of(runs: Path, preset: str, seed: int, *keys: str) -> Config:
     return load_config(None, [f"method.preset={preset}", f"run.seed={seed}", f"data.path={data}", *fixed, *keys])
 
 
-class Until(LocalContext):
-    """Stops after so many steps of this process."""
+class UntilForked(LocalContext):
+    """Stops where the checkpoint is there that runs fork from."""
 
-    def __init__(self, steps: int):
+    def __init__(self, fork: Path):
         super().__init__()
-        self.steps = steps
+        self.fork = fork
 
     def should_stop(self) -> bool:
-        self.steps -= 1
-        return self.steps == 0 or super().should_stop()
+        return self.fork.exists() or super().should_stop()
 
 
 def phase1(runs: Path, seed: int) -> Path:
@@ -99,15 +105,15 @@ def phase1(runs: Path, seed: int) -> Path:
     with (folder.path / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be training it
         if not folder.phase1.exists():
-            steps = Schedule(config, len(Index.open(config.data.path, "train"))).phase1_steps
-            run(Job(config, folder), Until(steps))
+            run(Job(config, folder), UntilForked(folder.phase1))
+        if not folder.phase1.exists():
+            raise SystemExit(f"stopped: {folder.path}; the same command goes on")
     return folder.phase1
 
 
 def train(folder: RunFolder, config: Config, start: Path) -> float:
     """Phase 2 from the fork; returns its seconds."""
-    context = LocalContext()
-    run(Job(config, folder, start=start), context)
+    run(Job(config, folder, start=start), LocalContext())
     if not folder.model.exists():
         raise SystemExit(f"stopped: {folder.path}; the same command goes on")
     return folder.read_summary()["seconds"]["train"]
@@ -181,6 +187,24 @@ def summary(rows: list[dict[str, str]]) -> dict[str, Any]:
         "targets": targets,
         "holds": holds,
     }
+
+
+def plot(rows: list[dict[str, str]], file: Path) -> None:
+    """Seeds on val, seeds on train and masks on val over the arms."""
+    panels = {"seed_miou": "seeds, val", "seed_miou_train": "seeds, train", "mask_miou": "masks after the CRF, val"}
+    figure, axes = plt.subplots(1, len(panels), figsize=(12, 3.6), constrained_layout=True)
+    for axis, (column, title) in zip(axes, panels.items(), strict=True):
+        for preset, colour in zip(PRESETS, ("tab:grey", "tab:blue"), strict=True):
+            own = [row for row in rows if row["preset"] == preset]
+            scores = {arm: [float(row[column]) for row in own if row["arm"] == arm] for arm in ARMS}
+            points = [(arm, score) for arm, found in scores.items() for score in found]
+            axis.scatter(*zip(*points, strict=True), s=14, color=colour)
+            means = [statistics.mean(found) if found else float("nan") for found in scores.values()]
+            axis.plot(list(scores), means, color=colour, label=preset)
+        axis.set(title=title, ylabel="mIoU in percent")
+        axis.tick_params(axis="x", labelsize=7)
+        axis.legend()
+    figure.savefig(file)
 
 
 if __name__ == "__main__":
