@@ -50,7 +50,7 @@ class Data(Model):
 class Network(Model):
     """The backbone in front of the CAM head."""
 
-    backbone: Literal["efficientnet_lite0", "resnet38d"] = "efficientnet_lite0"
+    backbone: Literal["efficientnet_lite0", "resnet38d", "resnet50", "resnet101"] = "efficientnet_lite0"
     output_stride: Literal[8, 16] = 16
     weights: Path | Literal["imagenet", "none"] = "imagenet"  # or a .safetensors file
 
@@ -83,6 +83,12 @@ class PseudoLabel(Model):
     division: Literal["relu", "raw"] = "relu"  # raw divides a CAM that is negative everywhere by its negative peak
     pixels: Literal["exact", "truncated"] = "exact"  # truncated: PAR sees pixels cut down to whole grey levels
     padding: Literal["ignored", "labelled"] = "ignored"  # labelled: the empty canvas around a picture gets labels too
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "PseudoLabel":
+        if self.low >= self.high:
+            raise ValueError(f"low is {self.low}; allowed is less than high={self.high}")
+        return self
 
 
 class Segmentation(Model):

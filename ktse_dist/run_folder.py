@@ -95,7 +95,7 @@ def write_text(path: Path, text: str) -> None:
 
 def run_root(config: Config) -> Path:
     """run.root, else $KTSE_RUNS, else ./runs; absolute. Inside a submitted job a relative root is refused."""
-    root = config.run.root or Path(os.environ.get("KTSE_RUNS") or "runs")
+    root = (config.run.root or Path(os.environ.get("KTSE_RUNS") or "runs")).expanduser()
     if not root.is_absolute() and JOB_MARK in os.environ:
         raise UserError(
             f"run.root: found '{root}' inside a submitted job, whose folder goes away with the job; "
@@ -110,4 +110,4 @@ def run_folder(config: Config) -> RunFolder:
 
 def dataset_path(config: Config) -> Path:
     """The packed data set; the embedded stickers lie under the run root, which every node of a cluster sees."""
-    return config.data.path.absolute() if config.data.path else run_root(config) / "stickers"
+    return config.data.path.expanduser().absolute() if config.data.path else run_root(config) / "stickers"

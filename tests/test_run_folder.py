@@ -26,6 +26,12 @@ def test_inside_a_job_only_an_absolute_root_will_do(monkeypatch):
     assert run_root(load_config(None, ["run.root=/shared"])) == Path("/shared")
 
 
+def test_a_tilde_means_the_home_folder_in_every_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load_config(None, ["run.root=~/runs", "data.path=~/data"])
+    assert (run_root(config), dataset_path(config)) == (Path("/home/me/runs"), Path("/home/me/data"))
+
+
 def test_the_embedded_data_lie_under_the_root():
     assert dataset_path(load_config(None, ["run.root=/shared"])) == Path("/shared/stickers")
 

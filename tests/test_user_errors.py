@@ -14,7 +14,6 @@ from ktse_dist.cli import dispatch
 from ktse_dist.config import load_config
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.errors import run_main
-from ktse_dist.models import weights
 
 Files = dict[str, Path]
 
@@ -53,6 +52,11 @@ CASES: dict[str, Case] = {
     "unknown section": (train.main, "trian.epochs=3", ("trian", "train")),
     "unknown key": (train.main, "train.epoch=3", ("train.epoch", "train.epochs")),
     "value of a wrong kind": (train.main, "train.epochs=many", ("train.epochs", "many", "integer")),
+    "pseudo-label thresholds the wrong way round": (
+        train.main,
+        "method.pseudo_label.low=0.4",
+        ("method.pseudo_label.low", "0.4", "high=0.3"),
+    ),
     "value out of range": (
         train.main,
         "method.erasing.threshold=1.5",
@@ -97,7 +101,7 @@ CASES: dict[str, Case] = {
     "masks of no run": (masks.main, "--run {empty}", ("config.yaml", "ktse train")),
     "score of no run": (evaluate.main, "--run {empty}", ("config.yaml", "ktse train")),
     "report of no run": (report.main, "--run {empty}", ("ktse",)),
-    "file to convert missing": (weights.main, "{empty}/none.pth {empty}/out.safetensors", ("none.pth", "no such file")),
+    "file to convert missing": (dispatch, "convert {empty}/none.pth {empty}/out.safetensors", ("none.pth", "no such file")),
     "verb that does not exist": (dispatch, "trian", ("trian", "train")),
 }
 
