@@ -8,7 +8,7 @@ dataset.json.
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,7 +150,8 @@ class Entry(NamedTuple):
     labels: Sequence[int]
 
 
-def write_index(file: Path, entries: Sequence[Entry], classes: int) -> None:
+def encode_index(entries: Sequence[Entry], classes: int) -> bytes:
+    """The index of a few samples, those of one shard."""
     records = np.zeros(len(entries), RECORD)
     tags = np.zeros((len(entries), classes), np.uint8)
     keys = [entry.key.encode() for entry in entries]
@@ -160,4 +161,58 @@ def write_index(file: Path, entries: Sequence[Entry], classes: int) -> None:
     records["key_end"] = np.cumsum([len(key) for key in keys])
     counts = np.array([len(entries), classes, sum(map(len, keys))], "<i8")
     parts = (MAGIC, counts.tobytes(), records.tobytes(), b"".join(keys), np.packbits(tags, axis=1).tobytes())
-    file.write_bytes(b"".join(parts))
+    return b"".join(parts)
+
+
+def join_indexes(file: Path, parts: Sequence[Path]) -> str | None:
+    """Write the index of a split from those of its shards, in order; returns a key that stands there twice, if any.
+
+    Memory: one part, and 8 bytes a sample.
+    """
+    counts = [_counts(part) for part in parts]
+    with file.open("wb") as stream:
+        total = np.sum(counts, axis=0) * (1, 0, 1) + (0, counts[0][1], 0)
+        stream.write(MAGIC + total.astype("<i8").tobytes())
+        key_bytes = 0
+        for number, part in enumerate(parts):
+            records = _section(part, 0).view(RECORD)
+            records["shard"] = number
+            records["key_end"] += key_bytes
+            key_bytes += counts[number][2]
+            stream.write(records.tobytes())
+        for section in (1, 2):
+            for part in parts:
+                stream.write(_section(part, section).tobytes())
+    return _found_twice(parts)
+
+
+def _found_twice(parts: Sequence[Path]) -> str | None:
+    hashes = np.fromiter((hash64(key) for part in parts for key in _keys(part)), np.uint64)
+    ordered = np.sort(hashes)
+    twice = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    return next((key for part in parts for key in _keys(part) if twice and hash64(key) in twice), None)
+
+
+def _keys(part: Path) -> Iterator[str]:
+    keys, start = _section(part, 1).tobytes(), 0
+    for end in _section(part, 0).view(RECORD)["key_end"].tolist():
+        yield keys[start:end].decode()
+        start = end
+
+
+def hash64(text: str) -> int:
+    """The same for the same text everywhere, evenly spread over 0 to 2**64 - 1."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _counts(part: Path) -> list[int]:
+    """Samples, classes, bytes of keys."""
+    with part.open("rb") as stream:
+        return np.frombuffer(stream.read(HEADER)[len(MAGIC) :], "<i8").tolist()
+
+
+def _section(part: Path, section: int) -> np.ndarray:
+    """Records, keys or packed tag bits of an index that we wrote ourselves: uint8, a copy."""
+    count, classes, key_bytes = _counts(part)
+    sizes = [count * RECORD.itemsize, key_bytes, count * -(-classes // 8)]
+    return np.fromfile(part, np.uint8, sizes[section], offset=HEADER + sum(sizes[:section]))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ktse_dist.data.index import RECORD, Entry, Index, write_index
+from ktse_dist.data.index import RECORD, Entry, Index, encode_index
 from ktse_dist.errors import UserError
 
 U32 = st.integers(0, 2**32 - 1)
@@ -20,7 +20,7 @@ SHARD = {"name": "train-00000.tar", "bytes": 0, "samples": 2, "sha256": ""}
 
 def dataset(folder: Path, entries: list[Entry], count: int = 3, **changes) -> Path:
     folder.mkdir(exist_ok=True)
-    write_index(folder / "train.index", entries, count)
+    (folder / "train.index").write_bytes(encode_index(entries, count))
     names = [f"class {n}" for n in range(count)]
     about = {"format": 1, "classes": names, "palette": [], "splits": {"train": {"shards": [SHARD]}}} | changes
     (folder / "dataset.json").write_text(json.dumps(about))

@@ -9,7 +9,7 @@ import simplejpeg
 
 from ktse_dist.data.decode import BadSample
 from ktse_dist.data.index import Index
-from ktse_dist.data.pack.compose import png
+from ktse_dist.data.pack.mask_png import mask_png as png
 from ktse_dist.data.pack.writer import Sample, new_dataset, write_about, write_split
 from ktse_dist.data.reader import Reader
 from ktse_dist.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import webdataset as wds
 
-from ktse_dist.data.index import Entry, Index, write_index
+from ktse_dist.data.index import Entry, Index, encode_index
 from ktse_dist.errors import UserError
 from ktse_dist.inference.mask_shards import MaskFiles, MaskIndex, write_mask_index, write_mask_shard
 
@@ -21,7 +21,7 @@ def pictures(folder: Path, tags: tuple[int, ...] = (0, 1, 1, 1, 1)) -> Index:
     entries = [
         Entry(key, int(row > 2), none, none, None, [tag]) for row, (key, tag) in enumerate(zip(KEYS, tags, strict=True))
     ]
-    write_index(folder / "train.index", entries, classes=2)
+    (folder / "train.index").write_bytes(encode_index(entries, classes=2))
     shards = [
         {"name": f"train-0000{n}.tar", "bytes": 0, "samples": size, "sha256": ""} for n, size in enumerate((3, 2))
     ]

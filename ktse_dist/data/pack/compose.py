@@ -3,20 +3,19 @@
 Every picture is a pure function of (seed, split, number), whatever process makes it.
 """
 
-import io
+import zlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image
 
 from ktse_dist.data.index import SPLITS
 from ktse_dist.data.pack.drawings import Drawing, classes, drawings
+from ktse_dist.data.pack.mask_png import mask_png
 from ktse_dist.data.pack.noise import add_sensor_noise
 from ktse_dist.data.pack.scenes import SCENES, scene
-from ktse_dist.data.palette import voc_palette
 
 Rng = np.random.Generator
 QUALITY = 92
@@ -48,7 +47,6 @@ USUAL_SCENES = {
 SMALLEST, LARGEST = 0.25, 0.75  # long side of an object, as a share of the picture's
 TURN = 20  # degrees
 LEAST_PIXELS, LEAST_SHARE = 150, 0.3  # of a class, in the mask: fewer, or a smaller share of the unhidden, is no sight
-PALETTE = np.array(voc_palette(256), np.uint8).tobytes()
 
 
 class Picture(NamedTuple):
@@ -95,7 +93,8 @@ def compose(seed: int, split: str, number: int) -> Picture:
         paste(rng, picture, placed)
     picture = add_sensor_noise(rng, picture, rng.uniform(1, 5))
     jpeg = simplejpeg.encode_jpeg(picture, QUALITY, "RGB", "420")
-    return Picture(jpeg, png(mask), sorted(labels), sorted({placed.file for placed in objects}))
+    png = mask_png(mask, level=4, strategy=zlib.Z_DEFAULT_STRATEGY)  # as ever: the same bytes for the same seed
+    return Picture(jpeg, png, sorted(labels), sorted({placed.file for placed in objects}))
 
 
 def draw_labels(rng: Rng, number: int) -> list[int]:
@@ -223,12 +222,3 @@ def cast_shadow(rng: Rng, picture: np.ndarray, placed: Placed, margin: int = 12)
 
 
 _LIGHT_UNDER = np.round(255 - 0.35 * np.arange(256)).astype(np.uint8)  # light that reaches the ground, by cover
-
-
-def png(mask: np.ndarray) -> bytes:
-    """An indexed PNG in the colours of VOC's masks."""
-    picture = Image.fromarray(mask)
-    picture.putpalette(PALETTE)
-    content = io.BytesIO()
-    picture.save(content, "PNG", compress_level=4)
-    return content.getvalue()
