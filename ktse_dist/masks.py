@@ -14,7 +14,7 @@ from ktse_dist.errors import UserError, run_main
 from ktse_dist.inference.generate import SeedSource, calibrate, write_masks, write_seed_scores
 from ktse_dist.inference.multiscale import CamNetwork, network_of
 from ktse_dist.inference.settings import keep_settings
-from ktse_dist.models.weights import load_model
+from ktse_dist.models.weights import Model, load_model
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training import checkpoint
 
@@ -76,10 +76,14 @@ def splits(config: Config) -> tuple[Index, Index]:
 
 def network_from(model: Path, precision: str) -> CamNetwork:
     """A finished run's network, in the precision that it was trained with."""
-    if not model.is_file():
-        raise UserError(f"{model}: not there; training has not finished: run the same ktse train command again")
-    backbone, head, _, _ = load_model(model)
+    backbone, head, _, _ = trained_model(model)
     return inference_network(backbone, head, precision)
+
+
+def trained_model(path: Path) -> Model:
+    if not path.is_file():
+        raise UserError(f"{path}: not there; training has not finished: run the same ktse train command again")
+    return load_model(path)
 
 
 def inference_network(backbone: nn.Module, head: nn.Module, precision: str) -> CamNetwork:

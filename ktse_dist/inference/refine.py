@@ -32,10 +32,20 @@ class Refined(NamedTuple):
 
 def refine(task: Task) -> list[Refined]:
     """One result for each strength."""
+    return [finish(task, scores) for scores in planes(task)]
+
+
+def planes(task: Task) -> list[np.ndarray]:
+    """Probabilities [1+n,H,W] for each strength: the background, then the tagged classes."""
     if task.refine == "none":
-        return [finish(task, scores) for scores in thresholded(task)]
+        return thresholded(task)
     field = PictureCRF(task.rgb, len(task.keys) + 1)
-    return [finish(task, field.refine(background_power(task.cams, alpha))) for alpha in task.strengths]
+    return [field.refine(background_power(task.cams, alpha)) for alpha in task.strengths]
+
+
+def label_map(task: Task, probabilities: np.ndarray) -> np.ndarray:
+    """The most probable plane's mask value in each pixel: uint8 [H,W]."""
+    return np.concatenate([[0], np.asarray(task.keys) + 1]).astype(np.uint8)[probabilities.argmax(0)]
 
 
 def thresholded(task: Task) -> list[np.ndarray]:
@@ -46,6 +56,5 @@ def thresholded(task: Task) -> list[np.ndarray]:
 
 
 def finish(task: Task, probabilities: np.ndarray) -> Refined:
-    values = np.concatenate([[0], np.asarray(task.keys) + 1]).astype(np.uint8)
-    labels = values[probabilities.argmax(0)]
+    labels = label_map(task, probabilities)
     return Refined(labels, encode_mask(labels, task.palette), encode_confidence(probabilities.max(0)))

@@ -14,12 +14,11 @@ from ktse_dist.data.reader import Reader
 from ktse_dist.evaluation.miou import IGNORE
 from ktse_dist.inference.generate import Seed, SeedSource
 from ktse_dist.inference.mask_shards import MaskIndex
-from ktse_dist.inference.multiscale import PictureCams
+from ktse_dist.reporting.drawing import COLOURS, heat, paint, seed_labels
 
 LONG_SIDE, QUALITY = 320, 82  # of the pictures in the page, which should stay under 5 MB
 GROUP = 3  # pictures in each of best, median, worst
 TAG_HEADINGS = {"Best": "Surest of their tags", "Median": "Median", "Worst": "Least sure of their tags"}
-COLOURS = ("#e69f00", "#0072b2", "#cc3d8e", "#009e73", "#d55e00", "#56b4e9", "#f0e442")  # told apart by all eyes
 
 
 @dataclass(frozen=True)
@@ -121,45 +120,6 @@ def class_colours(seed: Seed) -> dict[int, str]:
     if seed.truth is not None:
         values |= set(np.unique(seed.truth).tolist()) - {0, IGNORE}
     return {value: COLOURS[place % len(COLOURS)] for place, value in enumerate(sorted(values))}
-
-
-def seed_labels(cams: PictureCams, threshold: float) -> np.ndarray:
-    """uint8 [H,W]: class + 1 where the strongest CAM exceeds the threshold, else 0."""
-    floor = np.full((1, *cams.cams.shape[1:]), threshold, np.float32)
-    values = np.concatenate([[0], cams.keys + 1]).astype(np.uint8)
-    return values[np.concatenate([floor, cams.cams]).argmax(0)]
-
-
-def heat(rgb: np.ndarray, cams: PictureCams, colours: dict[int, str]) -> np.ndarray:
-    """The picture in grey, tinted by its strongest class as far as that is activated: uint8 [H,W,3]."""
-    if len(cams.keys) == 0:
-        return backdrop(rgb).astype(np.uint8)
-    tints = np.stack([rgb_of(colours[int(key) + 1]) for key in cams.keys])
-    return blend(backdrop(rgb), tints[cams.cams.argmax(0)], 0.9 * cams.cams.max(0))
-
-
-def paint(rgb: np.ndarray, labels: np.ndarray, colours: dict[int, str]) -> np.ndarray:
-    """The picture in grey under its labels uint8 [H,W]; what the ground truth ignores is white."""
-    tints, weight = np.zeros((256, 3)), np.zeros(256)
-    for value, colour in colours.items():
-        tints[value], weight[value] = rgb_of(colour), 0.75
-    tints[IGNORE], weight[IGNORE] = 255, 0.75
-    return blend(backdrop(rgb), tints[labels], weight[labels])
-
-
-def backdrop(rgb: np.ndarray) -> np.ndarray:
-    """Grey with little contrast, so that colours over it are read as labels: float [H,W,3]."""
-    grey = rgb @ np.array([0.299, 0.587, 0.114])
-    return np.repeat((40 + 0.65 * grey)[..., None], 3, axis=2)
-
-
-def blend(below: np.ndarray, above: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    weight = weight[..., None]
-    return np.rint(below * (1 - weight) + above * weight).astype(np.uint8)
-
-
-def rgb_of(colour: str) -> np.ndarray:
-    return np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], float)
 
 
 def shrunk(pixels: np.ndarray) -> Image.Image:

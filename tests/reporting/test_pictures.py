@@ -6,7 +6,8 @@ import pytest
 from ktse_dist.evaluation.miou import Confusion
 from ktse_dist.evaluation.sweep import ThresholdSweep
 from ktse_dist.inference.multiscale import PictureCams
-from ktse_dist.reporting.pictures import COLOURS, best_median_worst, heat, paint, picture_iou, rgb_of, seed_labels
+from ktse_dist.reporting.drawing import COLOURS, heat, outline, paint, rgb_of, seed_labels
+from ktse_dist.reporting.pictures import best_median_worst, picture_iou
 
 
 @pytest.fixture
@@ -59,3 +60,12 @@ def test_labels_are_drawn_in_their_colours_and_ignored_pixels_in_white():
     assert np.ptp(background) == 0
     assert np.allclose(object_, 0.25 * background + 0.75 * rgb_of(COLOURS[0]), atol=1)
     assert np.allclose(ignored, 0.25 * background + 0.75 * 255, atol=1)
+
+
+def test_an_outline_lies_inside_its_area_and_leaves_the_rest():
+    labels = np.zeros((20, 20), np.uint8)
+    labels[4:16, 4:16] = 3
+    drawn = outline(np.full((20, 20, 3), 100, np.uint8), labels, {3: COLOURS[0]}, width=1)
+    edge = (drawn != 100).any(2)
+    assert np.array_equal(drawn[4, 4], rgb_of(COLOURS[0]))
+    assert edge.sum() == 12 * 12 - 10 * 10 and not edge[labels == 0].any()

@@ -1,0 +1,108 @@
+"""`python -m ktse_dist.predict IMAGES... --run RUN`: masks, overlays and scores of new pictures.
+
+Without --tags the classifier decides which classes a picture holds. Finished pictures stay, so the same command goes
+on after an interruption and adds what is new. Files that cannot be read are named at the end, with exit status 1.
+"""
+
+import argparse
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ktse_dist.data.search import find_pictures
+from ktse_dist.data.tag_file import read_tags
+from ktse_dist.errors import UserError, run_main
+from ktse_dist.evaluate import evaluated
+from ktse_dist.inference.settings import kept_settings
+from ktse_dist.masks import inference_network, trained_model
+from ktse_dist.reporting.prediction_log import PredictionLog
+from ktse_dist.reporting.predictions import Predictor, predict, wanted
+from ktse_dist.run_folder import RunFolder
+
+BEYOND_TRAINING = 1.25  # larger pictures than this, times the longest side in training, are shrunk to it
+SHOWN = 20  # unreadable files that are named
+
+
+def main(arguments: list[str]) -> None:
+    options = parser().parse_args(arguments)
+    predictor = predictor_of(RunFolder(options.run.absolute()), options.threshold, options.long_side)
+    given = read_tags(options.tags, predictor.classes) if options.tags else {}
+    found = find_pictures(options.images, options.recursive)
+    if given and not any(picture.path in given for picture in found):
+        raise UserError(
+            f"--tags {options.tags}: names none of the {len(found)} pictures; its paths start at the folder it lies in"
+        )
+    log = PredictionLog(options.out, predictor.settings)
+    try:
+        failed = predict(predictor, wanted(found, given, log), log)
+        scores = log.write_scores(failed)
+    except OSError as error:
+        raise UserError(f"--out {options.out}: {error}; make room there, the same command then goes on") from None
+    finally:
+        log.close()
+    told = f"; tags of {sum(p.path in given for p in found)} were given" if given else ""
+    print(f"predicted: {len(found) - len(failed)} of {len(found)} pictures{told}\nscores: {scores}")
+    if failed:
+        raise SystemExit(unreadable(failed))
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(prog="ktse predict", description=__doc__, allow_abbrev=False)
+    whole.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, or quoted patterns: 'a/**/*.jpg'")
+    whole.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
+    whole.add_argument("--tags", type=Path, metavar="FILE", help="CSV or JSON lines of path,tags: use these tags")
+    whole.add_argument("--out", type=Path, default=Path("predictions"), help="folder to fill (default: %(default)s)")
+    whole.add_argument("--threshold", type=probability, metavar="P", help="probability (0 to 1) that makes a tag")
+    whole.add_argument("--recursive", action="store_true", help="also the subfolders of folders")
+    whole.add_argument("--long-side", type=pixels, metavar="N", help="shrink larger pictures to N pixels for the work")
+    return whole
+
+
+def probability(text: str) -> float:
+    value = number(text, float, "--threshold")
+    if not 0 <= value <= 1:
+        raise UserError(f"--threshold: found {text}; allowed is a probability from 0 to 1")
+    return value
+
+
+def pixels(text: str) -> int:
+    value = number(text, int, "--long-side")
+    if not 32 <= value <= 8192:
+        raise UserError(f"--long-side: found {text}; allowed are 32 to 8192 pixels")
+    return value
+
+
+def number(text: str, kind: type, option: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise UserError(f"{option}: found '{text}'; allowed is a number") from None
+
+
+def predictor_of(folder: RunFolder, threshold: float | None, long_side: int | None) -> Predictor:
+    """None: the threshold that the run's held-out tags chose, and a size near that of training."""
+    config = folder.read_config()
+    model = trained_model(folder.model)
+    network = inference_network(model.backbone, model.head, config.train.precision)
+    kept, summary = kept_settings(folder.masks), evaluated(folder)
+    settings = {
+        "model": hashlib.sha256(folder.model.read_bytes()).hexdigest(),
+        "refine": summary["background"]["refine"],
+        "strength": summary["background"]["strength"],
+        "scales": list(kept.scales),
+        "resize": config.data.resize,
+        "threshold": summary["tag_threshold"] if threshold is None else threshold,
+        "long_side": long_side or round(BEYOND_TRAINING * config.data.long_side[1]),
+    }
+    own = {key: value for key, value in settings.items() if key != "model"}
+    return Predictor(network, model.classes, processes=config.masks.processes, settings=settings, **own)
+
+
+def unreadable(failed: Mapping[str, str]) -> str:
+    some = "; ".join(f"{path}: {why}" for path, why in list(failed.items())[:SHOWN])
+    return f"ktse: {len(failed)} could not be read ({' '.join(some.split())}{'; ...' if len(failed) > SHOWN else ''})"
+
+
+if __name__ == "__main__":
+    run_main(main)
