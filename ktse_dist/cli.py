@@ -11,6 +11,7 @@ VERBS = {
     "masks": "ktse_dist.masks",
     "evaluate": "ktse_dist.evaluate",
     "report": "ktse_dist.report",
+    "predict": "ktse_dist.predict",
 }
 
 
