@@ -7,11 +7,13 @@ from ktse_dist.errors import UserError, run_main
 
 VERBS = {
     "pack": "ktse_dist.data.pack.__main__",
+    "inspect": "ktse_dist.data.inspect",
     "train": "ktse_dist.train",
     "masks": "ktse_dist.masks",
     "evaluate": "ktse_dist.evaluate",
     "report": "ktse_dist.report",
     "predict": "ktse_dist.predict",
+    "convert": "ktse_dist.models.convert",
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 import kernels
+from ktse_dist import models
 from ktse_dist.config import Config, load_config, merge, to_yaml, validate
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.errors import UserError, run_main
@@ -36,8 +37,10 @@ def main(arguments: list[str]) -> None:
     planned = jobs(config, folder)
     check_installed(config)
     check_kernels()
-    for job in planned:
-        prepare(job)
+    prepared = [prepare(job) for job in planned]
+    index, _, saved = prepared[0]
+    if not saved:
+        print(f"model.weights: {models.starting_point(config.model, index.classes)}")
     make_folder(folder)
     train(planned)
     if not all(job.folder.model.exists() for job in planned):
@@ -56,7 +59,7 @@ def resolved(config: Config) -> Config:
         pack_stickers(path)
     found = {"run": {"root": run_root(config)}, "data": {"path": path}}
     if isinstance(config.model.weights, Path):
-        found["model"] = {"weights": config.model.weights.absolute()}
+        found["model"] = {"weights": config.model.weights.expanduser().absolute()}
     if config.train.precision == "auto":
         use_gpu = torch.cuda.is_available() if config.engine.name == "torch" else config.ray.use_gpu
         found["train"] = {"precision": fast_precision(use_gpu)}

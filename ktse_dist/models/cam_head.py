@@ -32,7 +32,9 @@ class PyramidGates(nn.Module):
 class CamHead(nn.Module):
     """Two 1x1 convolutions without bias; channel 0 of the result is the background, channel c+1 class c."""
 
-    def __init__(self, channels: int, classes: int, hidden: int = 256) -> None:
+    hidden = 256
+
+    def __init__(self, channels: int, classes: int, hidden: int = hidden) -> None:
         super().__init__()
         self.fc8 = nn.Conv2d(channels, hidden, 1, bias=False)
         self.fc9 = nn.Conv2d(hidden, classes + 1, 1, bias=False)

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 
 class FrozenBatchNorm(nn.Module):
-    """Inference-mode batch norm in every mode (METHOD 1.2: all BN frozen), state-dict names of `nn.BatchNorm2d`.
+    """Inference-mode batch norm in every mode (METHOD 1.2: all BN frozen), state-dict names of `nn.BatchNorm2d`
+    less `num_batches_tracked`, which only training uses.
 
     weight and bias are buffers: no optimiser, gradient bucket or ZeRO partition ever sees them. One fused multiply-add,
     which keeps no copy of its input for the backward pass (`F.batch_norm` does).
@@ -18,7 +19,6 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
-        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B,C,H,W], fp32 or bf16 -> same shape and dtype."""

@@ -6,6 +6,7 @@ from torch import nn
 from ktse_dist import models
 from ktse_dist.config import Config
 from ktse_dist.data.index import Index
+from ktse_dist.errors import UserError
 from ktse_dist.run_folder import dataset_path
 from ktse_dist.training.schedule import Schedule
 
@@ -26,6 +27,7 @@ def describe(config: Config) -> str:
     return "\n".join(
         [
             f"data: {len(index):,} training pictures, {len(index.classes)} classes, {index.path}",
+            f"model.weights: {starting_point(config, index)}",
             f"parameters: {sum(p.numel() for p in parameters):,}, of which {trainable:,} are trained",
             f"memory of each of {config.world} workers: about {state:.2f} GB for weights, gradients and momentum, "
             f"{activations:.2f} GB for activations",
@@ -33,6 +35,14 @@ def describe(config: Config) -> str:
             f"{schedule.total_steps - schedule.phase1_steps:,} of KTSE, {schedule.pictures_after(0):,} pictures in all",
         ]
     )
+
+
+def starting_point(config: Config, index: Index) -> str:
+    """What training would start from, or why it would not: a dry run may come before the weights are there."""
+    try:
+        return models.starting_point(config.model, index.classes)
+    except UserError as error:
+        return f"not ready: {error}"
 
 
 def state_bytes(config: Config, parameters: int, trainable: int) -> int:

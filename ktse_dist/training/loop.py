@@ -57,7 +57,7 @@ def device_of(config: Config) -> torch.device:
 def make_engine(config: Config, index: Index) -> Engine:
     """The module with its seeded new head, in an engine. Every rank builds the same weights."""
     torch.manual_seed(config.run.seed)
-    backbone, head = models.build(config.model, len(index.classes))
+    backbone, head = models.build(config.model, len(index.classes), names=index.classes)
     module = KTSE(backbone, head, config.method, config.train.precision)
     device = device_of(config)
     module.to(device=device, memory_format=torch.channels_last)

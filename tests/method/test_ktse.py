@@ -11,7 +11,7 @@ from ktse_dist.config import Detach, Erasing, Method, PseudoLabel, Transfer
 from ktse_dist.method.batch import Batch
 from ktse_dist.method.ktse import KTSE
 from ktse_dist.models.cam_head import CamHead
-from ktse_dist.models.weights import from_published, to_published
+from ktse_dist.models.naming import from_published, to_published
 
 PUBLISHED = Method(
     preset="published",

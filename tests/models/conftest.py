@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ktse_dist.models.cam_head import CamHead
+from ktse_dist.models.naming import GATES
 from ktse_dist.models.resnet38d import ResNet38d
-from ktse_dist.models.weights import GATES
 
 
 def fill(name: str, shape: tuple[int, ...]) -> Tensor:

@@ -10,17 +10,10 @@ from ktse_dist.config import Network
 from ktse_dist.errors import UserError
 from ktse_dist.models import build
 from ktse_dist.models.cam_head import CamHead
+from ktse_dist.models.convert import convert
+from ktse_dist.models.naming import from_published, published_names, to_published
 from ktse_dist.models.resnet38d import ResNet38d
-from ktse_dist.models.weights import (
-    convert,
-    from_published,
-    load_backbone,
-    load_model,
-    load_safetensors,
-    published_names,
-    save_model,
-    to_published,
-)  # fmt: skip
+from ktse_dist.models.weights import load_model, load_safetensors, load_start, save_model
 
 LITE = Network(weights="none")
 RESNET = Network(backbone="resnet38d", output_stride=8, weights="none")
@@ -40,7 +33,7 @@ def published():
 
 def test_names_and_shapes_are_the_published_ones_without_the_unused_norm(published, golden_lines):
     lines = [line.split("\t") for line in golden_lines("state_dict_names.txt")]
-    expected = {name: shape for name, shape, _ in lines if not name.startswith("bn8.")}
+    expected = {name: shape for name, shape, _ in lines if not name.startswith("bn8.") and "num_batches" not in name}
     assert {name: str(tuple(tensor.shape)) for name, tensor in published.items()} == expected
 
 
@@ -48,8 +41,9 @@ def test_published_names_come_back_the_same(published):
     assert to_published(from_published(published)).keys() == published.keys()
 
 
-def test_data_parallel_prefix_and_unused_norm_are_dropped():
-    found = from_published({"module.conv1a.weight": torch.zeros(1), "module.bn8.bias": torch.zeros(1)})
+def test_the_unused_norm_and_counters_are_dropped():
+    unused = {"bn8.bias": torch.zeros(1), "bn7.num_batches_tracked": torch.zeros(())}
+    found = from_published({"conv1a.weight": torch.zeros(1)} | unused)
     assert found.keys() == {"backbone.conv1a.weight"}
 
 
@@ -80,7 +74,7 @@ def test_saving_replaces_the_file_and_leaves_nothing_else(tmp_path):
 def test_a_pickle_is_refused_with_the_converting_command(tmp_path, name):
     path = tmp_path / name
     torch.save({"conv1a.weight": torch.zeros(2)}, path)
-    with pytest.raises(UserError, match=r"python -m ktse_dist\.models\.weights FILE\.pth OUT\.safetensors") as caught:
+    with pytest.raises(UserError, match=r"python -m ktse_dist\.models\.weights FILE OUT\.safetensors") as caught:
         load_safetensors(path)
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
@@ -102,8 +96,8 @@ def test_damaged_metadata_are_refused_in_one_line(tmp_path):
 
 def test_a_backbone_of_another_kind_is_refused(tmp_path):
     save_model(tmp_path / "m.safetensors", state_of(*build(LITE, 2)), LITE, ["a", "b"])
-    with pytest.raises(UserError, match="holds a efficientnet_lite0"):
-        load_backbone(tmp_path / "m.safetensors", RESNET)
+    with pytest.raises(UserError, match="holds the backbone efficientnet_lite0"):
+        load_start(tmp_path / "m.safetensors", RESNET, ["a", "b"])
 
 
 def test_a_missing_tensor_is_named(tmp_path):
