@@ -247,7 +247,7 @@ class Config(Model):
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """The resolved config of a YAML file (None: the built-in demo) and `a.b=c` overrides. Raises UserError."""
-    given = merge(read_yaml(path or DEMO), *(parse_override(o) for o in overrides))
+    given = merge(read_yaml(built_in(path) if path else DEMO), *(parse_override(o) for o in overrides))
     method = given.get("method")
     preset = method.get("preset", "corrected") if isinstance(method, dict) else "corrected"
     known = preset if isinstance(preset, str) and preset in PRESETS else "corrected"  # validation names a wrong one
@@ -255,6 +255,11 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
 
 DEMO = Path(__file__).parent / "demo.yaml"
+
+
+def built_in(path: Path) -> Path:
+    """A bare name that is no file here, such as `own`, means the config of that name that comes with the package."""
+    return DEMO.with_name(f"{path}.yaml") if str(path) in names() and not path.is_file() else path
 
 
 def validate(given: dict[str, Any]) -> Config:
@@ -284,6 +289,11 @@ def nearest(path: Sequence[str]) -> str:
     return f"Did you mean '{'.'.join([*path[:-1], close[0]])}'?" if close else f"Allowed here: {', '.join(known)}"
 
 
+def names() -> list[str]:
+    """The configs that come with the package."""
+    return sorted(file.stem for file in DEMO.parent.glob("*.yaml"))
+
+
 # What loading foreign text can raise: also for 2024-13-45, for numbers of 5,000 digits, and for 10,000 brackets.
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
@@ -300,7 +310,7 @@ class _NoAliases(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file: safe types only, no aliases, at most YAML_LIMIT bytes."""
     if not path.is_file():
-        raise UserError(f"--config {path}: no such file; configs/ holds examples, and without --config the demo runs")
+        raise UserError(f"--config {path}: no such file; give one, or the name of a built-in one: {', '.join(names())}")
     if path.stat().st_size > YAML_LIMIT:
         raise UserError(f"--config {path}: {path.stat().st_size} bytes; a config has at most {YAML_LIMIT}")
     try:

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
         score_phase1(folder, config)
     if made:  # a second call finds everything there, and its time is no figure
         folder.update_summary(seconds={"masks": round(time.perf_counter() - start, 1)})
-    print(f"masks: {folder.masks}\nnext: ktse evaluate --run {folder.path}")
+    print(f"masks: {folder.masks}\nnext: ktse report --run {folder.path}")
 
 
 def with_mask_keys(config: Config, overrides: list[str]) -> Config:

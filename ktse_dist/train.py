@@ -24,7 +24,7 @@ NEEDED = {"torch": (), "ddp": ("ray",), "deepspeed": ("ray", "deepspeed")}  # pa
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="ktse train", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML; without it the built-in demo runs")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML, or a built-in one: demo (default), own")
     parser.add_argument("--dry-run", action="store_true", help="print config, data, parameters, memory, steps; stop")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="keys set over the config")
     options = parser.parse_args(arguments)

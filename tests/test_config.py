@@ -86,3 +86,20 @@ def test_a_value_that_yaml_chokes_on_is_the_users_mistake(text):
 def test_a_value_that_nothing_can_be_made_with_is_refused(text):
     with pytest.raises(UserError, match=text.partition("=")[0]):
         load_config(None, [text])
+
+
+def test_a_bare_name_means_the_config_that_comes_with_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path("own")) == load_config(DEMO.with_name("own.yaml"))
+    (tmp_path / "own").write_text("run: {name: mine}\n")
+    assert load_config(Path("own")).run.name == "mine"
+
+
+def test_a_config_that_is_not_there_names_the_built_in_ones():
+    with pytest.raises(UserError, match=r"own2: no such file; .*demo.*own"):
+        load_config(Path("own2"))
+
+
+def test_own_pictures_are_trained_without_a_second_run_and_get_masks_of_all_pictures():
+    own = load_config(Path("own"))
+    assert not own.train.baseline and own.masks.pictures.train is None and own.engine.name == "torch"
