@@ -1,11 +1,17 @@
 """Fixtures that every test may use."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import settings
+from PIL import Image
+from pycocotools import mask as rle
+
+from ktse_dist.data.pack.mask_png import mask_png
 
 settings.register_profile("ktse", deadline=None)  # a busy machine is no failure
 settings.load_profile("ktse")
@@ -22,3 +28,111 @@ def golden() -> Callable[[str], dict[str, np.ndarray]]:
             return dict(arrays)
 
     return load
+
+
+def write_picture(file: Path, number: int, height: int = 48, width: int = 60) -> None:
+    """A JPEG of smooth noise; another number, another picture."""
+    noise = np.random.default_rng(number).integers(0, 256, (6, 8, 3), np.uint8)
+    picture = np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(simplejpeg.encode_jpeg(picture, 90, "RGB", "420"))
+
+
+@pytest.fixture(scope="session")
+def voc_tree(tmp_path_factory) -> Callable[..., Path]:
+    """`voc_tree(train=6, val=3)`: a new VOCdevkit in the layout of VOC2012 with train_aug.txt.
+
+    Picture n shows class n % 20 and, marked difficult, class (n + 7) % 20; its mask shows both, with a border of 255.
+    """
+
+    def make(train: int = 6, val: int = 3) -> Path:
+        root = tmp_path_factory.mktemp("voc") / "VOCdevkit" / "VOC2012"
+        names = [f"2008_{n:06d}" for n in range(train + val)]
+        for number, name in enumerate(names):
+            write_picture(root / "JPEGImages" / f"{name}.jpg", number)
+            voc_annotation(root, name, [number % 20, (number + 7) % 20])
+        lists = root / "ImageSets" / "Segmentation"
+        lists.mkdir(parents=True)
+        pair = "/JPEGImages/{0}.jpg /SegmentationClassAug/{0}.png\n"
+        (lists / "train_aug.txt").write_text("".join(pair.format(name) for name in reversed(names[:train])))
+        (lists / "val.txt").write_text("".join(f"{name}\n" for name in names[train:]))
+        return root.parent
+
+    return make
+
+
+def voc_annotation(root: Path, name: str, labels: list[int]) -> None:
+    from ktse_dist.data.pack.voc import CLASSES
+
+    mask = np.zeros((48, 60), np.uint8)
+    for left, label in zip((4, 34), labels, strict=True):
+        mask[9:41, left - 1 : left + 21] = 255
+        mask[10:40, left : left + 20] = label + 1
+    objects = "".join(
+        f"<object><name>{CLASSES[label]}</name><difficult>{difficult}</difficult><part><name>head</name></part></object>"
+        for difficult, label in enumerate(labels)
+    )
+    for file, content in (
+        (root / "Annotations" / f"{name}.xml", f"<annotation>{objects}</annotation>".encode()),
+        (root / "SegmentationClassAug" / f"{name}.png", mask_png(mask)),
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+
+@pytest.fixture(scope="session")
+def coco_tree(tmp_path_factory) -> Callable[..., Path]:
+    """`coco_tree(train=6, val=3)`: a new COCO folder in the layout of 2014, 4 categories with gaps between their ids.
+
+    Each picture has two overlapping polygons, every third a crowd and a compressed run length; one more picture in
+    each split has no annotation.
+    """
+
+    def make(train: int = 6, val: int = 3) -> Path:
+        root = tmp_path_factory.mktemp("coco") / "COCO"
+        (root / "annotations").mkdir(parents=True)
+        for split, count in (("train2014", train), ("val2014", val)):
+            about = coco_instances(root, split, count)
+            (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(about))
+        return root
+
+    return make
+
+
+def coco_instances(root: Path, split: str, count: int) -> dict:
+    images, annotations = [], []
+    for number in range(count, -1, -1):  # in no order; the one numbered `count` is not annotated
+        name = f"COCO_{split}_{number:012d}.jpg"
+        write_picture(root / split / name, number)
+        images.append({"id": 70 + number, "file_name": name, "height": 48, "width": 60})
+        for shape in coco_shapes(number) if number < count else ():
+            annotations.append({"id": 1000 + len(annotations), "image_id": 70 + number, "bbox": [], **shape})
+    names = {90: "toothbrush", 1: "person", 44: "bottle", 3: "car"}
+    categories = [{"id": number, "name": name, "supercategory": "thing"} for number, name in names.items()]
+    return {
+        "info": {"year": 2014},
+        "images": images,
+        "licenses": [],
+        "annotations": annotations,
+        "categories": categories,
+    }
+
+
+def coco_shapes(number: int) -> list[dict]:
+    """The second polygon lies within the first in even pictures, and around it in odd ones."""
+    small, large = [[20.5, 12, 40, 12, 40, 30.25, 20, 30]], [[8, 5, 50, 5, 52, 40, 30, 44, 8, 40], [1, 1, 6, 1, 6, 6]]
+    pair = [(large, 1800.5, 1), (small, 350, 3)] if number % 2 == 0 else [(small, 350, 44), (large, 1800.5, 90)]
+    shapes = [
+        {"segmentation": outline, "area": area, "iscrowd": 0, "category_id": category}
+        for outline, area, category in pair
+    ]
+    if number % 3 == 0:
+        crowd = {"size": [48, 60], "counts": [400, 100, 300, 150, 48 * 60 - 950]}
+        shapes.append({"segmentation": crowd, "area": 250, "iscrowd": 1, "category_id": 1})
+        spot = np.zeros((48, 60), np.uint8, order="F")
+        spot[30:45, 3:25] = 1
+        text = rle.encode(spot) | {"size": [48, 60]}
+        shapes.append(
+            {"segmentation": text | {"counts": text["counts"].decode()}, "area": 330, "iscrowd": 0, "category_id": 44}
+        )
+    return shapes
