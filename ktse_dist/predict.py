@@ -26,7 +26,8 @@ SHOWN = 20  # unreadable files that are named
 
 def main(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
-    predictor = predictor_of(RunFolder(options.run.absolute()), options.threshold, options.long_side)
+    folder = RunFolder(options.run.absolute())
+    predictor = predictor_of(folder, options.threshold, options.long_side, options.processes)
     given = read_tags(options.tags, predictor.classes) if options.tags else {}
     found = find_pictures(options.images, options.recursive)
     if given and not any(picture.path in given for picture in found):
@@ -56,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--threshold", type=probability, metavar="P", help="probability (0 to 1) that makes a tag")
     whole.add_argument("--recursive", action="store_true", help="also the subfolders of folders")
     whole.add_argument("--long-side", type=pixels, metavar="N", help="shrink larger pictures to N pixels for the work")
+    whole.add_argument("--processes", type=processes, metavar="N", help="beside the network's own; 0: none")
     return whole
 
 
@@ -73,6 +75,13 @@ def pixels(text: str) -> int:
     return value
 
 
+def processes(text: str) -> int:
+    value = number(text, int, "--processes")
+    if not 0 <= value <= 256:
+        raise UserError(f"--processes: found {text}; allowed are 0 to 256")
+    return value
+
+
 def number(text: str, kind: type, option: str) -> Any:
     try:
         return kind(text)
@@ -80,8 +89,8 @@ def number(text: str, kind: type, option: str) -> Any:
         raise UserError(f"{option}: found '{text}'; allowed is a number") from None
 
 
-def predictor_of(folder: RunFolder, threshold: float | None, long_side: int | None) -> Predictor:
-    """None: the threshold that the run's held-out tags chose, and a size near that of training."""
+def predictor_of(folder: RunFolder, threshold: float | None, long_side: int | None, processes: int | None) -> Predictor:
+    """None: the threshold that the run's held-out tags chose, a size near that of training, processes as for masks."""
     config = folder.read_config()
     model = trained_model(folder.model)
     network = inference_network(model.backbone, model.head, config.train.precision)
@@ -96,7 +105,8 @@ def predictor_of(folder: RunFolder, threshold: float | None, long_side: int | No
         "long_side": long_side or round(BEYOND_TRAINING * config.data.long_side[1]),
     }
     own = {key: value for key, value in settings.items() if key != "model"}
-    return Predictor(network, model.classes, processes=config.masks.processes, settings=settings, **own)
+    workers = config.masks.processes if processes is None else processes
+    return Predictor(network, model.classes, processes=workers, settings=settings, **own)
 
 
 def unreadable(failed: Mapping[str, str]) -> str:

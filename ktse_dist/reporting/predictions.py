@@ -101,7 +101,7 @@ def readable_only(
 ) -> Iterator[Loaded]:
     """The pictures that can be read, decoded beside the network; the others go to `failed`."""
     load = partial(load_or_say, predictor.long_side)
-    results = ordered_map(load, (one.path for one in left), max(1, predictor.processes // 2))
+    results = ordered_map(load, (one.path for one in left), (predictor.processes + 1) // 2)
     for one, result in zip(left, results, strict=True):
         if isinstance(result, str):
             failed[str(one.path)] = result
