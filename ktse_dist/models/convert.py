@@ -10,6 +10,7 @@ import json
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,8 @@ def convert(source: Path, target: Path, classes: Sequence[str] = ()) -> str:
     """
     if not source.is_file():
         raise UserError(f"{source}: no such file")
+    if not target.parent.is_dir():
+        raise UserError(f"{target}: no such folder as {target.parent}; make it first")
     with source.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if target.exists():
@@ -78,27 +81,32 @@ def check_same_source(target: Path, source: Path, sha256: str, classes: Sequence
 def read_state(path: Path) -> dict[str, Tensor]:
     """Names and tensors of a PyTorch or mxnet file. No code in it runs, and no length in it is believed."""
     with path.open("rb") as file:
-        start = file.read(8)
-    if start == MAGIC:
+        start = file.read(9)
+    if start[8:] == b"{":
+        raise UserError(f"{path}: safetensors, which need no converting; give it as model.weights")
+    if start.startswith(MAGIC):
         return {name: torch.from_numpy(array) for name, array in read_params(path).items()}
     try:
         if start.startswith(b"PK"):
             check_stored(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickle versions, which are damage: one line says so
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not a PyTorch or mxnet file of tensors alone ({reason}); {KNOWN} are read") from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not state or not all(map(is_entry, state.items())):
-        raise UserError(f"{path}: not a state dict (a dictionary of names and tensors); {KNOWN} are read")
+        raise UserError(f"{path}: not a state dict (a dictionary of names and dense tensors); {KNOWN} are read")
     return state
 
 
 def is_entry(entry: tuple[object, object]) -> bool:
     name, tensor = entry
-    dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_quantized
-    return isinstance(name, str) and dense
+    if not isinstance(name, str) or not isinstance(tensor, Tensor):
+        return False
+    return tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
 
 
 def check_stored(path: Path) -> None:

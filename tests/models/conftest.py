@@ -44,6 +44,12 @@ def filled_net() -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.fixture(scope="session")
+def golden_fill():
+    """`golden_fill("b2.conv_branch1.weight", (128, 64, 1, 1))`: a parameter's golden value."""
+    return fill
+
+
+@pytest.fixture(scope="session")
 def golden_lines():
     """`golden_lines("net_gpp_info.txt")`: the lines of a text among the golden files."""
     return lambda name: (Path(__file__).parents[1] / "golden" / name).read_text().splitlines()

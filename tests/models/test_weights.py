@@ -1,19 +1,21 @@
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from ktse_dist.config import Network
+from ktse_dist.config import Network, load_config
 from ktse_dist.errors import UserError
-from ktse_dist.models import build
+from ktse_dist.models import build, starting_point
 from ktse_dist.models.cam_head import CamHead
 from ktse_dist.models.convert import convert
 from ktse_dist.models.naming import from_published, published_names, to_published
 from ktse_dist.models.resnet38d import ResNet38d
 from ktse_dist.models.weights import load_model, load_safetensors, load_start, save_model
+from ktse_dist.training.loop import make_engine
 
 LITE = Network(weights="none")
 RESNET = Network(backbone="resnet38d", output_stride=8, weights="none")
@@ -120,6 +122,70 @@ def test_a_model_file_starts_another_run_s_backbone(tmp_path):
     save_model(tmp_path / "m.safetensors", state_of(backbone, head), LITE, ["a", "b"])
     other, new_head = build(Network(weights=tmp_path / "m.safetensors"), 5)
     assert torch.equal(other.head.weight, backbone.head.weight) and new_head.fc9.out_channels == 6
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A file with a head for a, b, c, and the modules in it."""
+    torch.manual_seed(1)
+    parts = build(LITE, 3)
+    save_model(tmp_path / "m.safetensors", state_of(*parts), LITE, ["a", "b", "c"])
+    return tmp_path / "m.safetensors", parts
+
+
+def test_a_run_of_the_same_classes_goes_on_with_the_file_s_head(trained):
+    path, parts = trained
+    config = load_config(None, ["engine.name=torch", f"model.weights={path}"])
+    engine = make_engine(config, SimpleNamespace(classes=["a", "b", "c"]))
+    started = engine.state()[0]
+    for name, tensor in state_of(*parts).items():
+        assert torch.equal(started[name], tensor), name
+
+
+OTHERS = {
+    "fewer": (["a", "b"], "has 3 classes, the data set 2"),
+    "renamed": (["a", "x", "c"], "calls class 2 'b', the data set 'x'"),
+    "reordered": (["a", "c", "b"], "calls class 2 'b', the data set 'c'"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_for_other_classes_the_head_starts_anew_and_why_is_said(trained, case):
+    (path, parts), (names, reason) = trained, OTHERS[case]
+    network = Network(weights=path)
+    assert starting_point(network, names) == f"{path} {reason}: the head starts anew"
+    torch.manual_seed(5)
+    backbone, head = build(network, len(names), names=names)
+    torch.manual_seed(5)
+    assert torch.equal(head.fc8.weight, CamHead(1280, len(names)).fc8.weight)
+    assert torch.equal(backbone.head.weight, parts[0].head.weight)
+
+
+def test_a_backbone_alone_gets_a_new_head(tmp_path):
+    backbone, _ = build(LITE, 2)
+    only = torch.nn.ModuleDict({"backbone": backbone}).state_dict()
+    save_model(tmp_path / "b.safetensors", only, LITE, [])
+    said = starting_point(Network(weights=tmp_path / "b.safetensors"), ["a"])
+    assert said.endswith("holds a backbone alone: the head starts anew")
+    with pytest.raises(UserError, match="holds a backbone without head"):
+        load_model(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize(("claimed", "reason"), [("99", "shape"), ("-1", "width -1"), ("9" * 20, "width 9999")])
+def test_a_head_of_another_width_than_claimed_is_refused(trained, claimed, reason):
+    path, _ = trained
+    tensors, metadata = load_safetensors(path)
+    save_file(tensors, path, metadata | {"hidden": claimed})
+    with pytest.raises(UserError, match=reason):
+        load_model(path)
+
+
+def test_numbers_of_another_type_are_refused(trained):
+    path, _ = trained
+    tensors, metadata = load_safetensors(path)
+    save_file(tensors | {"head.fc8.weight": tensors["head.fc8.weight"].half()}, path, metadata)
+    with pytest.raises(UserError, match=r"'head\.fc8\.weight' has type torch\.float16, expected torch\.float32"):
+        load_model(path)
 
 
 def test_imagenet_weights_of_resnet38d_are_asked_for_as_a_file():
