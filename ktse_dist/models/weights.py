@@ -84,6 +84,8 @@ def load_start(path: Path, network: Network, classes: Sequence[str]) -> Start:
 
     The head is taken over if it is for the same classes in the same order. Raises UserError for what does not fit.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; published weights become one by: {CONVERT}")
     tensors, metadata = load_safetensors(path)
     found, names, hidden = _network(path, metadata)
     if found.backbone != network.backbone:

@@ -119,7 +119,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("model.weights", "torchvision's resnet101", "OUT.safetensors"),
     ),
     "backbone that does not exist": (f"{TRAIN}none model.backbone=vgg16", ("model.backbone", "vgg16", "resnet50")),
-    "weights missing": (f"{TRAIN}{{nowhere}}.safetensors", ("none.safetensors", "no such file")),
+    "weights missing": (f"{TRAIN}{{nowhere}}.safetensors", ("none.safetensors", "no such file", "models.weights FILE")),
     "weights not converted yet": (f"{TRAIN}{{fixtures}}/v2.params", ("v2.params", "models.weights")),
     "weights of another backbone": (
         f"{TRAIN}{{lite}} model.backbone=resnet50",
