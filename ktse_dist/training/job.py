@@ -28,6 +28,8 @@ FREE = {
     "train.log_steps",
 }
 
+TAGS_AT_ONCE = 4096  # pictures
+
 
 @dataclass(frozen=True)
 class Job:
@@ -43,6 +45,7 @@ def prepare(job: Job) -> tuple[Index, Schedule, Checkpoint | None]:
     index, val = (Index.open(dataset_path(job.config), split) for split in SPLITS)
     for split in (index, val):  # val is looked at after hours of training: better to hear of it now
         split.check_files()
+    check_tags_differ(index)
     schedule = Schedule(job.config, len(index))
     own = checkpoint.latest(job.folder.checkpoints)
     if own:
@@ -55,6 +58,19 @@ def prepare(job: Job) -> tuple[Index, Schedule, Checkpoint | None]:
     else:
         saved = None
     return index, schedule, saved
+
+
+def check_tags_differ(index: Index) -> None:
+    """UserError where all pictures have the same tags: then there is nothing that a classifier could learn."""
+    first = index.labels([0])
+    for start in range(0, len(index), TAGS_AT_ONCE):
+        if (index.labels(range(start, min(start + TAGS_AT_ONCE, len(index)))) != first).any():
+            return
+    names = [name for name, tag in zip(index.classes, first[0], strict=True) if tag]
+    raise UserError(
+        f"{index.path}: every training picture has the same tags ({', '.join(names[:5]) or 'none'}), and masks are "
+        "learnt from what tells pictures apart; add pictures of another class, or some without any tag"
+    )
 
 
 def check_same_data(saved: Checkpoint, index: Index, position: Path) -> None:
