@@ -212,6 +212,8 @@ class Masks(Model):
     refine: Literal["crf", "none"] = "crf"
     # CRF background (1 - CAM)^alpha; train pictures choose
     alphas: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field((2.0, 4.0, 6.0, 10.0, 24.0), min_length=1)
+    # what stands against the CAMs, alpha or (refine none) a threshold; None: train pictures with ground truth choose
+    strength: float | None = Field(None, gt=0, le=100)
     pictures: Pictures = Pictures()
     processes: int = Field(2, ge=1, le=256)
 

@@ -42,7 +42,8 @@ def lines(summary: dict[str, Any]) -> str:
     pictures = summary["pictures"]
     if summary["seed_miou"] is None:
         used = summary["background"]
-        chosen = f"chosen on {used['pictures']} training pictures" if used["pictures"] else "the default"
+        choices = {"train": f"chosen on {used['pictures']} training pictures", "config": "as given"}
+        chosen = choices.get(used["chosen_by"], "the default")
         return (
             f"no ground truth, so no mIoU; tag mAP on {pictures['val']} held-out pictures: {summary['tag_map']}; "
             f"best tag threshold {summary['tag_threshold']:.2f} (F1 {summary['tag_f1']}); "

@@ -1,6 +1,7 @@
 """Pictures with tags and no masks anywhere: trained, masked, scored by their tags and shown."""
 
 import io
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -65,6 +66,17 @@ def test_tags_of_held_out_pictures_are_scored_and_the_thresholds_are_named(told)
     assert 0 <= summary["tag_map"] <= 100 and 0 <= summary["tag_threshold"] <= 1 and 0 <= summary["tag_f1"] <= 100
     assert f"{summary['tag_map']}" in said and f"{summary['background']['strength']}, the default" in said
     assert {name: found["pictures"] for name, found in summary["tags"].items()} == {"red": 4, "green": 4, "blue": 4}
+
+
+def test_a_strength_that_is_given_is_used_and_said(told, tmp_path, capsys):
+    folder, _ = told
+    shutil.copytree(folder.path, tmp_path / "mine")
+    shutil.rmtree(tmp_path / "mine" / "masks")
+    (tmp_path / "mine" / "summary.json").unlink()
+    masks.main(["--run", str(tmp_path / "mine"), "masks.refine=none", "masks.strength=0.45", "masks.pictures.train=1"])
+    report.main(["--run", str(tmp_path / "mine")])
+    assert RunFolder(tmp_path / "mine").read_summary()["background"]["strength"] == 0.45
+    assert "0.45, as given" in capsys.readouterr().out
 
 
 def test_every_picture_gets_a_mask_and_the_report_shows_some_by_the_score_of_their_tags(told):

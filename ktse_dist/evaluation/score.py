@@ -132,9 +132,11 @@ NO_SCORES = dict.fromkeys(
 
 
 def background(folder: RunFolder) -> dict[str, Any]:
-    """What masks put against the CAMs, an exponent (CRF) or a threshold, and how many pictures chose it (0: none)."""
+    """What masks put against the CAMs, an exponent (CRF) or a threshold; who chose it, on how many pictures."""
     found = json.loads((folder.masks / "calibration.json").read_text())
-    return {"refine": kept_settings(folder.masks).refine, "strength": found["strength"], "pictures": found["pictures"]}
+    chosen_by = found.get("chosen_by", "train" if found["pictures"] else "default")
+    kept = {"strength": found["strength"], "chosen_by": chosen_by, "pictures": found["pictures"]}
+    return {"refine": kept_settings(folder.masks).refine} | kept
 
 
 def at_chosen(seeds: Mapping[str, Seeds]) -> dict[str, Confusion]:

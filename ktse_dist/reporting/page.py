@@ -94,8 +94,12 @@ def background(summary: dict[str, Any]) -> str:
         if used["refine"] == "crf"
         else f"the CAMs above {used['strength']:g}, without CRF"
     )
-    if not used["pictures"]:
-        return f"{kind}; the default strength, since there is no ground truth to choose by"
+    if used["chosen_by"] == "config":
+        return f"{kind}; strength as given (masks.strength)"
+    if used["chosen_by"] == "default":
+        return (
+            f"{kind}; the default strength, since there is no ground truth to choose by (masks.strength sets another)"
+        )
     return f"{kind}; strength chosen on {used['pictures']} of the {train} training pictures"
 
 
