@@ -65,7 +65,7 @@ class CocoMask:
                 return [rle.frPyObjects({"size": [self.height, self.width], "counts": counts}, self.height, self.width)]
             return rle.frPyObjects(polygons(found, max(self.height, self.width)), self.height, self.width)
         except BadSample as error:
-            raise BadSample(f"annotation {annotation.get('id')}: {error}; mend it, or take --masks none") from None
+            raise BadSample(f"annotation {annotation.get('id')}: {error} (--masks none needs none)") from None
 
 
 def area_of(annotation: dict) -> float:
@@ -83,7 +83,9 @@ def polygons(found: Any, side: int) -> list[list[float]]:
         if not isinstance(corners, list) or len(corners) < 6 or len(corners) % 2 or set(map(type, corners)) - NUMBERS:
             raise BadSample(f"{corners!r:.40} is no polygon; wanted are numbers x, y, x, y, ... of 3 corners or more")
         least, most = min(corners), max(corners)
-        if not (-side <= least <= most <= 2 * side) or not math.isfinite(sum(corners)):
+        if not math.isfinite(sum(corners)):
+            raise BadSample(f"its polygon has a corner at {next(n for n in corners if not math.isfinite(n))}")
+        if not -side <= least <= most <= 2 * side:
             raise BadSample(f"its polygon goes from {least} to {most}, its picture from 0 to {side}")
         if (most - least) * len(corners) > MAX_OUTLINE:
             raise BadSample(f"its polygon has {len(corners) // 2:,} corners over {most - least:,.0f} pixels, too many")

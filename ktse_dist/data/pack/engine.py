@@ -98,7 +98,7 @@ def pack_shard(
             elif skip_bad:
                 skipped.append([picture.item.name, result.why_not])
             else:
-                raise UserError(f"{result.why_not}; mend the file, or leave all such pictures out with --skip-bad")
+                raise UserError(f"{result.why_not}; mend it, or leave all such pictures out with --skip-bad")
 
     shard = write_shard(work.file(split, number), work.part(split, number), samples(), classes)
     return Finished(shard, skipped, encoded)

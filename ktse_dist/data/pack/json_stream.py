@@ -80,7 +80,9 @@ class _Buffer:
             else:
                 if self.ended or self.text[end : end + 1] in ENDS:
                     break
-            if self.ended or len(self.text) - self.at > MAX_ELEMENT:
+            if self.ended:
+                raise self.wrong("a value in JSON, to its end,")
+            if len(self.text) - self.at > MAX_ELEMENT:
                 raise self.wrong(f"a value of at most {MAX_ELEMENT:,} characters")
             self._read(len(self.text) - self.at)
         text, self.at = self.text[self.at : end], end

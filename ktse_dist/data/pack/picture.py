@@ -23,7 +23,7 @@ from ktse_dist.errors import UserError
 
 QUALITY = 95
 IGNORE = 255
-FORMATS = ["JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"]
+FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"]
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
@@ -101,7 +101,7 @@ def is_turned(content: bytes) -> bool:
     if b"Exif\0\0" not in content:
         return False
     try:
-        with Image.open(io.BytesIO(content), formats=["JPEG", "MPO"]) as picture:
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as picture:
             return picture.getexif().get(0x0112, 1) != 1
     except UNREADABLE:
         return True  # decode_any says what is wrong

@@ -6,7 +6,6 @@ next end are the same as before, and need not be written again. Each shard has a
 """
 
 import hashlib
-import os
 from array import array
 from collections.abc import Container, Iterator
 from itertools import islice
@@ -85,7 +84,7 @@ def stamped(source: Source, split: str) -> Iterator[tuple[Item, int, int]]:
         assert before is None or before < item.name, f"{source.kind}: {item.name!r} after {before!r}"
         before = item.name
         try:
-            found = os.stat(item.path)
+            found = item.path.stat()
         except OSError:
             yield item, -1, -1
         else:

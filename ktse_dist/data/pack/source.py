@@ -60,9 +60,7 @@ class MaskFile:
         try:
             mask = decode_mask(self.path.read_bytes())
         except (BadSample, OSError) as error:
-            raise BadSample(f"{self.path}: {error}; mend or remove the mask") from None
+            raise BadSample(f"{self.path}: {error}") from None
         if mask.shape != (height, width):
-            raise BadSample(
-                f"{self.path}: {mask.shape[1]}x{mask.shape[0]} pixels, its picture has {width}x{height}; mend the mask"
-            )
+            raise BadSample(f"{self.path}: {mask.shape[1]}x{mask.shape[0]} pixels, its picture has {width}x{height}")
         return mask
