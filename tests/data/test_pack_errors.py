@@ -115,7 +115,7 @@ COCO: dict[str, tuple[Callable[[dict], Any], tuple[str, ...]]] = {
     "a category twice": (with_first("categories", id=1), ("category 1", "once")),
     "no category": (lambda about: about.update(categories=[], annotations=[]), ("categories", "nothing")),
     "a split with other categories": (with_first("categories", name="brush"), ("other categories",)),
-    "no segmentation": (with_first("annotations", segmentation=[]), (ANNOTATION, "polygons", "--masks none", "--skip-bad")),
+    "no segmentation": (with_first("annotations", segmentation=[]), (ANNOTATION, "polygons", "--masks", "--skip-bad")),
     "a polygon of two corners": (polygon(1, 2, 3, 4), (ANNOTATION, "3 corners")),
     "a polygon of an odd length": (polygon(1, 2, 3, 4, 5, 6, 7), (ANNOTATION, "x, y, x, y")),
     "a polygon of text": (polygon("1", 2, 3, 4, 5, 6), (ANNOTATION, "numbers")),
