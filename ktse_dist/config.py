@@ -214,6 +214,7 @@ class Masks(Model):
     alphas: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field((2.0, 4.0, 6.0, 10.0, 24.0), min_length=1)
     # what stands against the CAMs, alpha or (refine none) a threshold; None: train pictures with ground truth choose
     strength: float | None = Field(None, gt=0, le=100)
+    long_side: int | None = Field(None, ge=64, le=8192)  # larger pictures are shrunk for it, their masks not
     pictures: Pictures = Pictures()
     processes: int = Field(2, ge=1, le=256)
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ktse_dist import masks, report, train
+from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index
 from ktse_dist.data.pack.writer import Sample, new_dataset, write_about, write_split
 from ktse_dist.errors import UserError
@@ -77,6 +78,19 @@ def test_a_strength_that_is_given_is_used_and_said(told, tmp_path, capsys):
     report.main(["--run", str(tmp_path / "mine")])
     assert RunFolder(tmp_path / "mine").read_summary()["background"]["strength"] == 0.45
     assert "0.45, as given" in capsys.readouterr().out
+
+
+def test_pictures_that_are_shrunk_for_the_work_have_masks_of_their_own_size(told, tmp_path):
+    folder, _ = told
+    shutil.copytree(folder.path, tmp_path / "mine")
+    shutil.rmtree(tmp_path / "mine" / "masks")
+    (tmp_path / "mine" / "config.yaml").write_text(
+        (tmp_path / "mine" / "config.yaml").read_text().replace("long_side: 640", "long_side: 64")
+    )
+    masks.main(["--run", str(tmp_path / "mine"), "masks.pictures.train=1"])
+    report.main(["--run", str(tmp_path / "mine")])
+    made = MaskIndex(tmp_path / "mine" / "masks", Index.open(folder.path.parent / "data", "val"))
+    assert decode_mask(made.read(0, "mask")).shape == (60, 72)
 
 
 def test_every_picture_gets_a_mask_and_the_report_shows_some_by_the_score_of_their_tags(told):

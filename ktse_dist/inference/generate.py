@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ktse_dist.config import Masks
-from ktse_dist.data.augment import Resize
+from ktse_dist.data.augment import Resize, resize_picture, target_size
 from ktse_dist.data.index import Index
 from ktse_dist.data.pool import ordered_map
 from ktse_dist.data.reader import Reader
@@ -21,7 +21,7 @@ from ktse_dist.evaluation.miou import Confusion
 from ktse_dist.evaluation.sweep import ThresholdSweep
 from ktse_dist.inference.mask_shards import MaskFiles, write_mask_index, write_mask_shard
 from ktse_dist.inference.multiscale import CamNetwork, PictureCams, multiscale_cam
-from ktse_dist.inference.refine import Task, refine
+from ktse_dist.inference.refine import Task, refine, sized
 from ktse_dist.run_folder import write_text
 
 THRESHOLDS = tuple(step / 100 for step in range(2, 61))
@@ -32,12 +32,16 @@ DEFAULT_THRESHOLD, DEFAULT_ALPHA = 0.3, 3.0
 
 
 class Seed(NamedTuple):
-    """One picture with its CAMs and, where the data set has it, its ground truth uint8 [H,W]."""
+    """One picture with its CAMs and, where the data set has it, its ground truth uint8 [H,W].
+
+    size: (height, width) as packed; H, W are smaller where masks.long_side shrank the picture.
+    """
 
     row: int
     rgb: np.ndarray
     cams: PictureCams
     truth: np.ndarray | None
+    size: tuple[int, int]
 
 
 @dataclass
@@ -77,9 +81,10 @@ class SeedSource:
         return self.kept.pop(row, None) or self._compute(row)
 
     def _compute(self, row: int) -> Seed:
-        rgb = self.reader.picture(row)
+        packed, truth = self.reader.picture(row), self.reader.truth(row)
+        rgb, truth = shrunk(packed, truth, self.config.long_side)
         cams = multiscale_cam(self.network, rgb, self.index.labels([row])[0], self.config.scales, self.resize)
-        return Seed(row, rgb, cams, self.reader.truth(row))
+        return Seed(row, rgb, cams, truth, packed.shape[:2])
 
     def has_truth(self, row: int) -> bool:
         return bool(self.index.samples["mask"]["size"][row])
@@ -98,7 +103,15 @@ class SeedSource:
     def tasks(self, seeds: Iterator[Seed], strengths: tuple[float, ...]) -> Iterator[Task]:
         palette = np.asarray(self.index.palette, np.uint8)
         for seed in seeds:
-            yield Task(seed.rgb, seed.cams.keys, seed.cams.cams, self.config.refine, strengths, palette)
+            yield Task(seed.rgb, seed.cams.keys, seed.cams.cams, self.config.refine, strengths, palette, seed.size)
+
+
+def shrunk(rgb: np.ndarray, truth: np.ndarray | None, long_side: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Picture and ground truth at a longer side of at most `long_side` pixels; None: as they are."""
+    if long_side is None or max(rgb.shape[:2]) <= long_side:
+        return rgb, truth
+    height, width = target_size(*rgb.shape[:2], long_side)
+    return resize_picture(rgb, height, width, "opencv"), None if truth is None else sized(truth, (height, width))
 
 
 def write_seed_scores(source: SeedSource, folder: Path) -> int:

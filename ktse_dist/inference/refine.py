@@ -2,6 +2,7 @@
 
 from typing import Literal, NamedTuple
 
+import cv2
 import numpy as np
 
 from ktse_dist.inference.crf import PictureCRF, background_power
@@ -12,6 +13,7 @@ class Task(NamedTuple):
     """One picture: rgb uint8 [H,W,3], keys int [n], cams float32 [n,H,W].
 
     strengths: for `crf` the exponents alpha of the background (1 - CAM)^alpha, for `none` thresholds.
+    size: (height, width) of the files to make.
     """
 
     rgb: np.ndarray
@@ -20,10 +22,12 @@ class Task(NamedTuple):
     refine: Literal["crf", "none"]
     strengths: tuple[float, ...]
     palette: np.ndarray
+    size: tuple[int, int]
 
 
 class Refined(NamedTuple):
-    """A label map uint8 [H,W] (class + 1, 0 background) and its PNG files; confidence: the winner's probability."""
+    """A label map uint8 [H,W] (class + 1, 0 background), and as PNG files of the task's size the map and the
+    winner's probability."""
 
     labels: np.ndarray
     mask: bytes
@@ -57,4 +61,10 @@ def thresholded(task: Task) -> list[np.ndarray]:
 
 def finish(task: Task, probabilities: np.ndarray) -> Refined:
     labels = label_map(task, probabilities)
-    return Refined(labels, encode_mask(labels, task.palette), encode_confidence(probabilities.max(0)))
+    mask, sure = sized(labels, task.size), sized(probabilities.max(0), task.size)
+    return Refined(labels, encode_mask(mask, task.palette), encode_confidence(sure))
+
+
+def sized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[H,W] to (height, width) by the nearest pixel."""
+    return pixels if pixels.shape == tuple(size) else cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_NEAREST)

@@ -14,6 +14,7 @@ from ktse_dist.data.reader import Reader
 from ktse_dist.evaluation.miou import IGNORE
 from ktse_dist.inference.generate import Seed, SeedSource
 from ktse_dist.inference.mask_shards import MaskIndex
+from ktse_dist.inference.refine import sized
 from ktse_dist.reporting.drawing import COLOURS, heat, paint, seed_labels
 
 LONG_SIDE, QUALITY = 320, 82  # of the pictures in the page, which should stay under 5 MB
@@ -96,7 +97,7 @@ def picture_row(
     """The views of one picture; its CAMs are computed anew. baseline: None when the run has none."""
     row, index = shown.row, source.index
     seed = source.seed(row)
-    labels = decode_mask(masks.read(row, "mask"))
+    labels = sized(decode_mask(masks.read(row, "mask")), seed.rgb.shape[:2])
     colours = class_colours(seed)
     views = [("picture", seed.rgb)]
     if baseline:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ktse_dist.inference.formats import encode_mask
-from ktse_dist.inference.refine import Task, label_map, planes
+from ktse_dist.inference.refine import Task, label_map, planes, sized
 from ktse_dist.reporting.overlay import Entry, overlay
 
 MASKS, OVERLAYS, PARTIAL = "masks", "overlays", ".partial"
@@ -19,14 +19,13 @@ NOTHING = "no class: background only"
 
 
 class Job(NamedTuple):
-    """A picture to finish. task: at working size, with one strength; size: (height, width) of the mask file.
+    """A picture to finish. task: at working size, with one strength.
 
     probabilities: of all classes, float [C].
     """
 
     name: str
     task: Task
-    size: tuple[int, int]
     classes: list[str]
     probabilities: np.ndarray
 
@@ -43,7 +42,7 @@ def finish_picture(out: Path, job: Job) -> dict[str, float]:
     """Write a picture's two files below `out`; returns {class or "background": share of its pixels}."""
     cv2.setNumThreads(1)  # the processes share the cores already
     labels = mask_of(job.task)
-    full = labels if labels.shape == job.size else cv2.resize(labels, job.size[::-1], interpolation=cv2.INTER_NEAREST)
+    full = sized(labels, job.task.size)
     drawn = overlay(job.task, labels, legend(job))
     write_whole(out, overlay_file(job.name), jpeg(drawn))
     write_whole(out, mask_file(job.name), encode_mask(full, job.task.palette))

@@ -121,8 +121,16 @@ def jobs_of(predictor: Predictor, batches: Iterable[list[Loaded]]) -> Iterator[t
                 tags[place] = 0
                 tags[place, list(one.wanted.tags)] = 1
         for one, cams, chances in zip(batch, seen.cams(tags), likely, strict=True):
-            task = Task(one.picture.rgb, cams.keys, cams.cams, predictor.refine, (predictor.strength,), palette)
-            yield one.wanted, Job(one.wanted.name, task, one.picture.size, predictor.classes, chances)
+            task = Task(
+                one.picture.rgb,
+                cams.keys,
+                cams.cams,
+                predictor.refine,
+                (predictor.strength,),
+                palette,
+                one.picture.size,
+            )
+            yield one.wanted, Job(one.wanted.name, task, predictor.classes, chances)
 
 
 def sending(jobs: Iterable[tuple[Wanted, Job]], sent: list[tuple[Wanted, Job]]) -> Iterator[Job]:
@@ -134,7 +142,7 @@ def sending(jobs: Iterable[tuple[Wanted, Job]], sent: list[tuple[Wanted, Job]]) 
 def record(one: Wanted, job: Job, shares: Mapping[str, float]) -> dict[str, Any]:
     """What scores.json says of a picture."""
     found = {
-        "size": list(job.size),
+        "size": list(job.task.size),
         "tags": [job.classes[key] for key in job.task.keys],
         "tags_from": "given" if one.tags is not None else "predicted",
         "probabilities": dict(zip(job.classes, job.probabilities.round(4).tolist(), strict=True)),
