@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ktse_dist.data.pool import WorkerDied
 from ktse_dist.data.search import find_pictures
 from ktse_dist.data.tag_file import read_tags
 from ktse_dist.errors import UserError, run_main
@@ -40,6 +41,8 @@ def main(arguments: list[str]) -> None:
         scores = log.write_scores(failed)
     except OSError as error:
         raise UserError(f"--out {options.out}: {error}; make room there, the same command then goes on") from None
+    except WorkerDied as error:
+        raise UserError(f"--processes: {error}; the same command goes on from what is finished") from None
     finally:
         log.close()
     told = f"; tags of {sum(p.path in given for p in found)} were given" if given else ""
