@@ -51,7 +51,7 @@ def load_upright(path: Path, long_side: int) -> Upright:
                 check_size(picture.height, picture.width)
                 size, turned = picture.size, picture.getexif().get(0x0112, 1) >= 5  # orientations that swap the sides
                 picture.draft("RGB", _working_size(*size, long_side))  # a JPEG is decoded small at once
-                rgb = _eight_bit(ImageOps.exif_transpose(picture))
+                rgb = eight_bit(ImageOps.exif_transpose(picture))
     except BadSample:
         raise
     except DAMAGED as error:
@@ -91,7 +91,8 @@ def _working_size(first: int, second: int, long_side: int) -> tuple[int, int]:
     return max(first, SHORTEST), max(second, SHORTEST)
 
 
-def _eight_bit(picture: Image.Image) -> np.ndarray:
+def eight_bit(picture: Image.Image) -> np.ndarray:
+    """uint8 [h,w,3]: 16 bits cut to their leading 8, floats stretched, transparent parts on white."""
     if picture.mode.startswith("I"):
         return np.repeat(np.clip(np.asarray(picture) // 257, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
     if picture.mode == "F":

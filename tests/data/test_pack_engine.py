@@ -1,5 +1,6 @@
 """Packing: the same bytes for any number of processes and after any kill, and what cannot be used is named."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import webdataset as wds
 from PIL import Image
+from tqdm import tqdm
 
 from ktse_dist.data.index import Index
 from ktse_dist.data.pack.coco import CocoSource
@@ -85,10 +88,16 @@ def test_the_set_is_split_into_shards_that_its_index_describes(whole):
     assert set(index.samples["shard"].tolist()) == set(range(len(index.shards)))
 
 
+def pack_apart(source: CocoSource, out: Path) -> None:
+    """In a forked process that will be killed: the lock of its progress bars must not be the one of the tests."""
+    tqdm.set_lock(threading.RLock())
+    pack(source, out, 1, SHARD)
+
+
 def test_killed_at_random_moments_and_restarted_it_ends_in_the_same_bytes(tree, whole, tmp_path):
     rng, out = random.Random(0), tmp_path / "set"
     for _ in range(6):
-        process = multiprocessing.get_context("fork").Process(target=pack, args=(coco(tree), out, 1, SHARD))
+        process = multiprocessing.get_context("fork").Process(target=pack_apart, args=(coco(tree), out))
         process.start()
         process.join(rng.uniform(0, 0.15))
         process.kill()
@@ -179,7 +188,7 @@ def hold(source: CocoSource, out: Path, pipe: Path) -> None:
         time.sleep(600)
 
     source.items = items
-    pack(source, out, workers=1)
+    pack_apart(source, out)
 
 
 def test_a_bad_picture_is_named_and_may_be_left_out(voc, tmp_path):
@@ -230,6 +239,19 @@ def test_dataset_json_names_kind_and_classes(whole):
     about = json.loads((whole / "dataset.json").read_text())
     assert about["source"] == "coco"
     assert about["classes"] == ["person", "car", "bottle", "toothbrush"]
+
+
+def test_a_full_disk_is_one_line_and_the_work_stays(tree, whole, tmp_path, monkeypatch):
+    def full(number: int) -> None:
+        if (tmp_path / ".set.unfinished" / "set" / "train-00001.tar").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ktse_dist.data.pack.writer.os.fsync", full)
+        with pytest.raises(UserError, match=r"No space left on device.*command again"):
+            pack(coco(tree), tmp_path / "set", workers=1, shard_bytes=SHARD)
+    pack(coco(tree), tmp_path / "set", workers=1, shard_bytes=SHARD)
+    assert content(tmp_path / "set") == content(whole)
 
 
 def test_a_folder_that_exists_is_left_alone(tree, tmp_path):

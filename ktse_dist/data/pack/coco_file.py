@@ -44,9 +44,13 @@ class CocoFile:
         self.names: dict[int, str] = {}
         self.rows = sqlite3.connect("", isolation_level=None)
         self.rows.executescript(f"PRAGMA cache_size = -{CACHE_KIB};" + TABLES)
-        self._read()
+        try:
+            self._read()
+            self._check()
+        except sqlite3.Error as error:
+            mend = "make room in the folder for temporary files, or name another in TMPDIR"
+            raise UserError(f"{file}: cannot be put in order on the disk ({error}); {mend}") from None
         self.names = dict(sorted(self.names.items()))
-        self._check()
 
     def pictures(self, annotated_only: bool) -> Iterator[Annotated]:
         """By name."""
@@ -118,7 +122,7 @@ class CocoFile:
             if category not in self.names:
                 of_it = "SELECT text FROM annotations WHERE category = ? LIMIT 1"
                 text = self.rows.execute(of_it, (category,)).fetchone()[0]
-                raise self._wrong(f"{text:.60}", f"category_id {category}", f"one of {list(self.names)[:100]}")
+                raise self._wrong(f"{text:.60}", f"category_id {category}", f"one of {sorted(self.names)[:100]}")
 
     def _wrong(self, where: str, found: str, wanted: str) -> UserError:
         return UserError(f"{self.file}: {where}: found is {found}, wanted is {wanted}; mend the file")

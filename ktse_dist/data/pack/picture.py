@@ -7,8 +7,7 @@ encoded at quality 95.
 
 import io
 import os
-import struct
-import zlib
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,14 +16,13 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from ktse_dist.data.decode import BadSample, check_size
+from ktse_dist.data.foreign import DAMAGED, eight_bit, readable
 from ktse_dist.data.pack.mask_png import mask_png
 from ktse_dist.data.pack.source import MAX_FILE_BYTES, Item
 from ktse_dist.errors import UserError
 
 QUALITY = 95
 IGNORE = 255
-FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"]
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 class Planned(NamedTuple):
@@ -103,29 +101,20 @@ def is_turned(content: bytes) -> bool:
     try:
         with Image.open(io.BytesIO(content), formats=["JPEG"]) as picture:
             return picture.getexif().get(0x0112, 1) != 1
-    except UNREADABLE:
+    except DAMAGED:
         return True  # decode_any says what is wrong
 
 
 def decode_any(content: bytes) -> np.ndarray:
-    """uint8 [H,W,3], upright. BadSample for what is no picture, or has no 8 or 16 bits a channel."""
+    """uint8 [H,W,3], upright. BadSample for what is no picture."""
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            check_size(picture.height, picture.width)
-            return np.ascontiguousarray(np.asarray(rgb(ImageOps.exif_transpose(picture))))
-    except UNREADABLE as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes and odd tags; check_size judges the first
+            with Image.open(io.BytesIO(content), formats=readable()) as picture:
+                check_size(picture.height, picture.width)
+                return np.ascontiguousarray(eight_bit(ImageOps.exif_transpose(picture)))
+    except DAMAGED as error:
         raise BadSample(f"not a picture that can be decoded ({error})") from None
-
-
-def rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
-    if picture.mode in ("I", "F"):
-        raise BadSample(f"pixels of mode {picture.mode}; allowed are 8 and 16 bits a channel")
-    if picture.has_transparency_data:
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
-    return picture.convert("RGB")
 
 
 def truth(item: Item, height: int, width: int, classes: int) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ktse_dist.data.index import Shard
-from ktse_dist.data.pack.writer import write_whole
+from ktse_dist.data.pack.writer import disk_may_be_full, write_whole
 from ktse_dist.errors import UserError
 
 
@@ -90,9 +90,10 @@ def work_folder(out: Path) -> Iterator[WorkFolder | None]:
             yield from _after_the_end(out, folder)
             return
         work = WorkFolder(folder)
-        work.set.mkdir(exist_ok=True)
-        work.parts.mkdir(exist_ok=True)
-        yield work
+        with disk_may_be_full(out):
+            work.set.mkdir(exist_ok=True)
+            work.parts.mkdir(exist_ok=True)
+            yield work
 
 
 def _after_the_end(out: Path, folder: Path) -> Iterator[None]:

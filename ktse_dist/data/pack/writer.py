@@ -73,27 +73,22 @@ def numbered(samples: Iterable[Sample], shard_bytes: int) -> Iterator[tuple[int,
 def write_shard(file: Path, part: Path, samples: Iterable[Sample], classes: int) -> Shard:
     """One shard and its part of the index, each under another name until it is whole and on the disk.
 
-    The part is an index of its own, of this shard alone. UserError for what a shard cannot keep, and a full disk.
+    The part is an index of its own, of this shard alone. UserError for what a shard cannot keep.
     """
     building = file.with_name(f".{file.name}.unfinished")
-    try:
-        with building.open("wb") as stream:
-            with wds.TarWriter(stream, mtime=0, encoder=False) as tar:
-                keys: set[str] = set()
-                for sample in samples:
-                    check(sample, keys, classes)
-                    keys.add(sample.key)
-                    record = {"__key__": sample.key, "jpg": sample.jpeg, "json": about(sample)}
-                    tar.write(record | ({"mask.png": sample.mask} if sample.mask is not None else {}))
-            on_disk(stream)
-        entries = list(read_shard(building, 0))
-        whole = Shard(file.name, building.stat().st_size, len(entries), digest(building))
-        write_whole(part, encode_index(entries, classes))
-        building.rename(file)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise UserError(f"{file}: cannot be written ({error.strerror}); make room, the same command goes on") from None
+    with building.open("wb") as stream:
+        with wds.TarWriter(stream, mtime=0, encoder=False) as tar:
+            keys: set[str] = set()
+            for sample in samples:
+                check(sample, keys, classes)
+                keys.add(sample.key)
+                record = {"__key__": sample.key, "jpg": sample.jpeg, "json": about(sample)}
+                tar.write(record | ({"mask.png": sample.mask} if sample.mask is not None else {}))
+        on_disk(stream)
+    entries = list(read_shard(building, 0))
+    whole = Shard(file.name, building.stat().st_size, len(entries), digest(building))
+    write_whole(part, encode_index(entries, classes))
+    building.rename(file)
     return whole
 
 
@@ -165,6 +160,19 @@ def read_shard(shard: Path, number: int) -> Iterator[Entry]:
 
 
 @contextmanager
+def disk_may_be_full(out: Path) -> Iterator[None]:
+    """UserError in place of the system's error, when there is no room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror}); make room and run the same command again"
+        ) from None
+
+
+@contextmanager
 def new_dataset(out: Path) -> Iterator[Path]:
     """A folder to fill; it becomes `out` when the block ends well, and goes away otherwise.
 
@@ -180,7 +188,8 @@ def new_dataset(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{out}: cannot be made ({error.strerror}); give a folder that you may write to") from None
     try:
-        yield building
+        with disk_may_be_full(out):
+            yield building
         try:
             building.rename(out)
         except OSError:
