@@ -101,7 +101,7 @@ CASES: dict[str, Case] = {
     "masks of no run": (masks.main, "--run {empty}", ("config.yaml", "ktse train")),
     "score of no run": (evaluate.main, "--run {empty}", ("config.yaml", "ktse train")),
     "report of no run": (report.main, "--run {empty}", ("ktse",)),
-    "file to convert missing": (dispatch, "convert {empty}/none.pth {empty}/out.safetensors", ("none.pth", "no such file")),
+    "file to convert missing": (dispatch, "convert {empty}/a.pth {empty}/out.safetensors", ("a.pth", "no such file")),
     "verb that does not exist": (dispatch, "trian", ("trian", "train")),
 }
 

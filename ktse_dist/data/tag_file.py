@@ -6,12 +6,21 @@ import os
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TextIO
 
 from ktse_dist.errors import UserError
 
 SEPARATORS = ";|"
 LINE_LIMIT = 100_000  # characters
+
+
+class TagRow(NamedTuple):
+    """One line of the file: its number, a picture's path as written, its tags, its split ("" where none is said)."""
+
+    line: int
+    path: str
+    tags: list[str]
+    split: str
 
 
 def read_tags(file: Path, classes: Sequence[str]) -> dict[Path, tuple[int, ...]]:
@@ -24,63 +33,64 @@ def read_tags(file: Path, classes: Sequence[str]) -> dict[Path, tuple[int, ...]]
         raise UserError(f"--tags {file}: no such file; give a CSV with the columns path,tags or JSON lines")
     places = {name: place for place, name in enumerate(classes)}
     found: dict[Path, tuple[int, ...]] = {}
-    for number, path, names in _rows(file):
-        picture = Path(os.path.abspath(file.parent / path))
-        for name in names:
+    for row in tag_rows(file, f"--tags {file}"):
+        picture = Path(os.path.abspath(file.parent / row.path))
+        for name in row.tags:
             if name not in places:
-                raise UserError(
-                    f"--tags {file}, line {number}: '{name}' is no class of the run; {_nearest(name, classes)}"
-                )
-        tags = tuple(sorted({places[name] for name in names}))
+                where = f"--tags {file}, line {row.line}"
+                raise UserError(f"{where}: '{name}' is no class of the run; {nearest_class(name, classes)}")
+        tags = tuple(sorted({places[name] for name in row.tags}))
         if found.setdefault(picture, tags) != tags:
             raise UserError(
-                f"--tags {file}, line {number}: '{path}' has other tags in an earlier line; keep one of them"
+                f"--tags {file}, line {row.line}: '{row.path}' has other tags in an earlier line; keep one of them"
             )
     if not found:
         raise UserError(f"--tags {file}: no line with a picture; write path,tags and below it one picture a line")
     return found
 
 
-def _rows(file: Path) -> Iterator[tuple[int, str, list[str]]]:
-    """(line number, path, tags) of each line."""
+def tag_rows(file: Path, said: str) -> Iterator[TagRow]:
+    """The lines of the file. UserError for one that is not as it should be; its message begins with `said`."""
     rows = _json_rows if file.suffix.lower() in (".jsonl", ".json", ".ndjson") else _csv_rows
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:
-            yield from rows(file, text)
+            yield from rows(text, said)
     except UnicodeDecodeError as error:
-        raise UserError(f"--tags {file}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise UserError(f"{said}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
-def _csv_rows(file: Path, text: Any) -> Iterator[tuple[int, str, list[str]]]:
+def _csv_rows(text: TextIO, said: str) -> Iterator[TagRow]:
     csv.field_size_limit(LINE_LIMIT)
     reader = csv.DictReader(text, skipinitialspace=True)
     try:
         if not {"path", "tags"} <= set(reader.fieldnames or ()):
-            raise UserError(f"--tags {file}: its first line is {reader.fieldnames}; it must name the columns path,tags")
+            raise UserError(f"{said}: its first line is {reader.fieldnames}; it must name the columns path,tags")
         for row in reader:
-            if row["tags"] is None or None in row:
+            if None in row.values() or None in row:
                 raise UserError(
-                    f"--tags {file}, line {reader.line_num}: not the columns of the first line; "
+                    f"{said}, line {reader.line_num}: not the columns of the first line; "
                     "write path,tags, several tags parted by ;"
                 )
-            yield reader.line_num, row["path"], _parted(row["tags"])
+            yield TagRow(reader.line_num, row["path"], _parted(row["tags"]), row.get("split", "").strip())
     except csv.Error as error:
-        raise UserError(f"--tags {file}, line {reader.line_num}: not CSV ({error}); mend the line") from None
+        raise UserError(f"{said}, line {reader.line_num}: not CSV ({error}); mend the line") from None
 
 
-def _json_rows(file: Path, text: Any) -> Iterator[tuple[int, str, list[str]]]:
+def _json_rows(text: TextIO, said: str) -> Iterator[TagRow]:
     for number, line in enumerate(text, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            raise UserError(f"--tags {file}, line {number}: not JSON; write one object a line") from None
-        path, tags = (row.get("path"), row.get("tags")) if isinstance(row, dict) else (None, None)
+            raise UserError(f"{said}, line {number}: not JSON; write one object a line") from None
+        about = row if isinstance(row, dict) else {}
+        path, tags, split = about.get("path"), about.get("tags"), about.get("split", "")
         tags = _parted(tags) if isinstance(tags, str) else tags
-        if not (isinstance(path, str) and isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)):
-            raise UserError(f'--tags {file}, line {number}: not as {{"path": "a.jpg", "tags": ["dog"]}}; mend the line')
-        yield number, path, tags
+        texts = isinstance(path, str) and isinstance(split, str)
+        if not (texts and isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)):
+            raise UserError(f'{said}, line {number}: not as {{"path": "a.jpg", "tags": ["dog"]}}; mend the line')
+        yield TagRow(number, path, tags, split)
 
 
 def _parted(tags: str) -> list[str]:
@@ -89,6 +99,6 @@ def _parted(tags: str) -> list[str]:
     return [tag.strip() for tag in tags.split(SEPARATORS[0]) if tag.strip()]
 
 
-def _nearest(name: str, classes: Sequence[str]) -> str:
+def nearest_class(name: str, classes: Sequence[str]) -> str:
     close = get_close_matches(name, classes, n=1)
     return f"did you mean '{close[0]}'?" if close else f"its classes are {', '.join(classes[:20])}"

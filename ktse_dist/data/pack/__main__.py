@@ -2,10 +2,10 @@
 
 import argparse
 
-from ktse_dist.data.pack import coco, stickers_command, voc
+from ktse_dist.data.pack import coco, folder, stickers_command, voc
 from ktse_dist.errors import run_main
 
-KINDS = (stickers_command, voc, coco)  # light modules: every worker process imports them again
+KINDS = (stickers_command, voc, coco, folder)  # light modules: every worker process imports them again
 
 
 def parser() -> argparse.ArgumentParser:

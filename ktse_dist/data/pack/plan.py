@@ -74,7 +74,9 @@ def planned(source: Source, split: str, plan: Plan, wanted: Container[int]) -> I
 
 def _key(name: str, clashes: frozenset[int]) -> str:
     key = key_of(name)
-    return f"{key}-{hashlib.sha256(name.encode()).hexdigest()[:8]}" if hash64(key) in clashes else key
+    if hash64(key) not in clashes:
+        return key
+    return f"{key}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
 
 def stamped(source: Source, split: str) -> Iterator[tuple[Item, int, int]]:

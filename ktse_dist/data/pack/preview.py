@@ -1,41 +1,68 @@
-"""A contact sheet of a packed data set: pictures beside their masks."""
+"""A contact sheet of a packed data set: pictures beside their masks, where they have any, with their tags."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from ktse_dist.data.decode import decode_jpeg, decode_mask
-from ktse_dist.data.index import Index
+from ktse_dist.data import keyed
+from ktse_dist.data.decode import BadSample
+from ktse_dist.data.index import Index, read_dataset
 from ktse_dist.data.reader import Reader
 
-CELL = 288  # pixels a side
+CELL, CAPTION = 288, 14  # pixels: a side of a square, the line of tags over it
 EDGE = (224, 224, 192)  # VOC's colour of ignored pixels
+MOST_LETTERS = 44  # of a caption
 
 
 def contact_sheet(dataset: Path, file: Path, rows: int = 6, columns: int = 4) -> None:
-    """Write a PNG with the first rows * columns pictures, a third of them from val."""
+    """Write a PNG with up to rows * columns pictures, drawn from all over their splits, a third of them from val.
+
+    Pictures that cannot be read are left out.
+    """
     count = rows * columns
-    cells = [*_cells(Index.open(dataset, "train"), count - count // 3), *_cells(Index.open(dataset, "val"), count // 3)]
-    sheet = np.full((rows * CELL, columns * 2 * CELL, 3), 255, np.uint8)
+    shares = {"train": count - count // 3, "val": count // 3}
+    splits = [split for split in shares if split in read_dataset(dataset)["splits"]]
+    cells = [cell for split in splits for cell in _cells(Index.open(dataset, split), shares[split])]
+    height, width = CELL + CAPTION, max((cell.shape[1] for cell in cells), default=CELL)
+    rows = -(-len(cells) // columns) or 1
+    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
     for number, cell in enumerate(cells):
         row, column = divmod(number, columns)
-        sheet[row * CELL :, column * 2 * CELL :][: cell.shape[0], : cell.shape[1]] = cell
+        sheet[row * height :, column * width :][: cell.shape[0], : cell.shape[1]] = cell
     Image.fromarray(sheet).save(file)
 
 
-def _cells(index: Index, count: int) -> list[np.ndarray]:
-    """Picture and coloured mask side by side, each in a square of CELL pixels."""
+def _cells(index: Index, wanted: int) -> Iterator[np.ndarray]:
+    """Tags over picture and coloured mask, each in a square of CELL pixels; no mask where the split has none."""
     reader = Reader(index)
     colours = np.array(index.palette + [EDGE] * (256 - len(index.palette)), np.uint8)
-    cells = []
-    for row in range(min(count, len(index))):
-        picture = decode_jpeg(reader.read(row, "image"))
-        mask = colours[decode_mask(reader.read(row, "mask"))]
-        cells.append(np.concatenate([_square(picture), _square(mask)], axis=1))
-    return cells
+    masked = bool((index.samples["mask"]["size"] > 0).any())
+    drawn = np.argsort(keyed.key(np.arange(len(index))))[:wanted]  # sources go class by class
+    for row in np.sort(drawn).tolist():
+        try:
+            picture, mask = reader.picture(row), reader.truth(row)
+        except BadSample:
+            continue
+        squares = [_square(picture, Image.Resampling.BILINEAR)]
+        if masked:
+            squares.append(np.full_like(squares[0], 255) if mask is None else _square(colours[mask]))
+        tags = [index.classes[label] for label in index.labels([row])[0].nonzero()[0]]
+        yield np.concatenate([_caption(tags, len(squares) * CELL), np.concatenate(squares, axis=1)])
 
 
-def _square(picture: np.ndarray) -> np.ndarray:
-    picture = picture[:CELL, :CELL]
-    return np.pad(picture, [(0, CELL - picture.shape[0]), (0, CELL - picture.shape[1]), (0, 0)], constant_values=255)
+def _square(picture: np.ndarray, resampling: Image.Resampling = Image.Resampling.NEAREST) -> np.ndarray:
+    """uint8 [CELL,CELL,3]; larger pictures are shrunk to fit."""
+    scaled = Image.fromarray(picture)
+    share = min(1, CELL / max(scaled.size))
+    scaled = np.asarray(scaled.resize([max(1, round(side * share)) for side in scaled.size], resampling))
+    return np.pad(scaled, [(0, CELL - scaled.shape[0]), (0, CELL - scaled.shape[1]), (0, 0)], constant_values=255)
+
+
+def _caption(tags: list[str], width: int) -> np.ndarray:
+    line = Image.new("RGB", (width, CAPTION), "white")
+    text = ", ".join(tags)[:MOST_LETTERS] or "no tags"
+    # Pillow's own font has Latin letters only
+    ImageDraw.Draw(line).text((2, 0), text.encode("latin-1", "replace").decode("latin-1"), fill="black")
+    return np.asarray(line)

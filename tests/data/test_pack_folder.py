@@ -1,0 +1,244 @@
+"""Anybody's pictures: folders, tables, masks, what is held out, and 20 wrong inputs."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ktse_dist.cli import dispatch
+from ktse_dist.data.index import Index
+from ktse_dist.data.pack.listing import Picture, held_out
+from ktse_dist.data.reader import Reader
+from ktse_dist.errors import run_main
+
+
+def picture(file: Path, seed: int = 0, size: tuple[int, int] = (24, 32)) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8)
+    if file.suffix == ".jpg":
+        file.write_bytes(simplejpeg.encode_jpeg(pixels, 90))
+    else:
+        Image.fromarray(pixels).save(file)
+    return file
+
+
+def table(file: Path, *rows: tuple[str, ...], head: tuple[str, ...] = ("path", "tags")) -> Path:
+    with file.open("w", newline="") as stream:
+        csv.writer(stream).writerows([head, *rows])
+    return file
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Ten cats, four dogs (two in a folder below), one of them a PNG; notes that are no pictures."""
+    root = tmp_path / "photos"
+    for number in range(10):
+        picture(root / "cat" / f"{number}.jpg", number)
+    for number, name in enumerate(("a.png", "b.jpg", "deep/c.jpg", "deep/d.jpg")):
+        picture(root / "dog" / name, 20 + number)
+    (root / "dog" / "notes.txt").write_text("x")
+    return root
+
+
+def packed(*arguments: object) -> dict[str, Index]:
+    dispatch(["pack", "folder", *map(str, arguments), "--workers", "1"])
+    return {split: Index.open(Path(arguments[1]), split) for split in ("train", "val")}
+
+
+def tags_of(indexes: dict[str, Index]) -> dict[str, list[str]]:
+    return {
+        index.key(row): [index.classes[i] for i in np.flatnonzero(index.labels([row])[0])]
+        for index in indexes.values()
+        for row in range(len(index))
+    }
+
+
+def keys_of(indexes: dict[str, Index]) -> int:
+    """How many keys there are; in its split each stands for one picture."""
+    return sum(len({index.key(row) for row in range(len(index))}) for index in indexes.values())
+
+
+def test_a_folder_a_class_becomes_a_data_set(photos, tmp_path, capsys):
+    indexes = packed(photos, tmp_path / "data")
+    found = tags_of(indexes)
+    assert len(found) == 14
+    assert found["cat/3"] == ["cat"] and found["dog/deep/c"] == ["dog"]
+    assert "14 pictures: cat 10, dog 4; 1 other files passed over" in capsys.readouterr().out
+
+
+def test_every_class_is_held_out_in_part(photos, tmp_path):
+    indexes = packed(photos, tmp_path / "data", "--val", "0.2")
+    assert indexes["val"].labels(range(len(indexes["val"]))).sum(0).tolist() == [2, 1]
+
+
+def test_folders_train_and_val_are_the_splits(photos, tmp_path):
+    root = tmp_path / "split"
+    root.mkdir()
+    photos.rename(root / "train")
+    picture(root / "val" / "cat" / "x.jpg")
+    indexes = packed(root, tmp_path / "data")
+    assert (len(indexes["train"]), indexes["val"].key(0)) == (14, "val/cat/x")
+
+
+def test_a_table_gives_several_tags_and_none(photos, tmp_path):
+    file = table(
+        photos / "tags.csv", ("cat/0.jpg", "cat;dog"), ("cat/1.jpg", "cat"), ("dog/b.jpg", ""), ("dog/a.png", "dog")
+    )
+    found = tags_of(packed(file, tmp_path / "data", "--val", "0.3"))
+    assert found == {"cat/0": ["cat", "dog"], "cat/1": ["cat"], "dog/b": [], "dog/a": ["dog"]}
+
+
+def test_json_lines_with_a_split_say_the_same(photos, tmp_path):
+    file = tmp_path / "tags.jsonl"
+    rows = [("cat/0.jpg", ["cat", "dog"], "train"), ("dog/b.jpg", "dog", "val")]
+    file.write_text("".join(json.dumps({"path": p, "tags": t, "split": s}) + "\n" for p, t, s in rows))
+    indexes = packed(file, tmp_path / "data", "--root", photos)
+    assert (indexes["train"].key(0), indexes["val"].key(0)) == ("cat/0", "dog/b")
+
+
+def test_classes_stand_in_the_order_that_was_given(photos, tmp_path):
+    assert packed(photos, tmp_path / "data", "--classes", "dog,bird,cat")["train"].classes == ["dog", "bird", "cat"]
+
+
+def test_masks_go_along_where_there_are_some(photos, tmp_path):
+    truth = np.random.default_rng(1).choice(np.array([0, 1, 2, 255], np.uint8), (24, 32))
+    (tmp_path / "masks" / "cat").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "masks" / "cat" / "3.png"), truth)
+    indexes = packed(photos, tmp_path / "data", "--masks", tmp_path / "masks")
+    masks = {
+        index.key(row): Reader(index).truth(row)
+        for index in indexes.values()
+        for row in range(len(index))
+        if index.samples["mask"]["size"][row]
+    }
+    assert list(masks) == ["cat/3"] and np.array_equal(masks["cat/3"], truth)
+
+
+def test_jpegs_are_copied_byte_for_byte(photos, tmp_path):
+    index = packed(photos, tmp_path / "data")["train"]
+    row = next(row for row in range(len(index)) if index.key(row).startswith("cat"))
+    assert Reader(index).read(row, "image") == (photos / f"{index.key(row)}.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("names", [("a b.jpg", "a_b.jpg"), ("x.jpg", "x.png"), ("дом.jpg", "дог.jpg")])
+def test_names_that_would_make_one_key_get_two(photos, tmp_path, names):
+    for number, name in enumerate(names):
+        picture(photos / "cat" / name, 40 + number)
+    assert keys_of(packed(photos, tmp_path / "data")) == 16
+
+
+def test_a_name_that_is_no_utf8_is_packed(photos, tmp_path):
+    for number, name in enumerate((b"\xff.jpg", b"\xfe.jpg")):
+        picture(photos / "cat" / os.fsdecode(name), 40 + number)
+    assert keys_of(packed(photos, tmp_path / "data")) == 16
+
+
+tag_sets = st.lists(st.lists(st.sampled_from("abc"), max_size=2, unique=True), min_size=1, max_size=40)
+
+
+@given(tag_sets, st.floats(0.05, 0.6))
+def test_what_is_held_out_leaves_the_commonest_class_in_both_splits(tags, share):
+    pictures = [Picture(f"{n}.jpg", tuple(names), "") for n, names in enumerate(tags)]
+    chosen = held_out(pictures, share)
+    for name in {tag for names in tags for tag in names}:
+        own = {each.name for each in pictures if name in each.tags}
+        assert len(own) == 1 or own & chosen
+    assert chosen == held_out(pictures[::-1], share)
+    assert len(chosen) < len(pictures)
+
+
+def empty_class(root: Path) -> None:
+    (root / "bird").mkdir()
+
+
+def stray(root: Path) -> None:
+    picture(root / "x.jpg")
+
+
+def mask_of_other_size(root: Path) -> None:
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(root.parent / "0.png")
+    (root.parent / "m" / "cat").mkdir(parents=True)
+    (root.parent / "0.png").rename(root.parent / "m" / "cat" / "0.png")
+
+
+def mask_of_other_class(root: Path) -> None:
+    mask_of_other_size(root)
+    Image.fromarray(np.full((24, 32), 9, np.uint8)).save(root.parent / "m" / "cat" / "0.png")
+
+
+def damaged(root: Path) -> None:
+    (root / "cat" / "0.jpg").write_bytes(b"\xff\xd8 no")
+
+
+def nothing(root: Path) -> None:
+    pass
+
+
+def rows(*lines: tuple[str, ...], head: tuple[str, ...] = ("path", "tags")):
+    return lambda root: table(root / "t.csv", *lines, head=head)
+
+
+WRONG = {
+    "no such source": (nothing, "{root}/none {out}", ("none", "neither a folder nor a table")),
+    "a picture as source": (nothing, "{root}/cat/0.jpg {out}", ("0.jpg", "neither a folder nor a table")),
+    "a folder without folders": (nothing, "{root}/cat/../../empty {out}", ("empty", "no folders in it")),
+    "pictures outside of classes": (stray, "{root} {out}", ("x.jpg", "no class's folder")),
+    "an empty class": (empty_class, "{root} {out}", ("bird", "no pictures")),
+    "a class that is not given": (nothing, "{root} {out} --classes cat,dogs", ("'dog'", "did you mean 'dogs'")),
+    "a class given twice": (nothing, "{root} {out} --classes cat,dog,cat", ("'cat'", "twice")),
+    "a share of one": (nothing, "{root} {out} --val 1", ("--val", "between 0 and 1")),
+    "no masks folder": (nothing, "{root} {out} --masks {root}/m", ("--masks", "no such folder")),
+    "masks of other pictures": (nothing, "{root} {out} --masks {root}/../empty", ("--masks", "no mask of any picture")),
+    "a mask of another size": (mask_of_other_size, "{root} {out} --masks {m}", ("cat/0.png", "5x5", "32x24")),
+    "a mask of another class": (mask_of_other_class, "{root} {out} --masks {m}", ("cat/0.jpg", "value 9", "0 to 2")),
+    "a root for a folder": (nothing, "{root} {out} --root {root}", ("--root", "tables only")),
+    "a damaged picture": (damaged, "{root} {out}", ("cat/0.jpg", "decoded", "--skip-bad")),
+    "columns without tags": (rows(("a", "b"), head=("file", "tags")), "{root}/t.csv {out}", ("t.csv", "path,tags")),
+    "a row too short": (rows(("a",)), "{root}/t.csv {out}", ("t.csv, line 2", "columns")),
+    "a picture that is missing": (
+        rows(("cat/99.jpg", "cat")),
+        "{root}/t.csv {out}",
+        ("line 2", "cat/99.jpg", "no file"),
+    ),
+    "a path that leaves": (rows(("../../x.jpg", "cat")), "{root}/t.csv {out}", ("line 2", "leaves")),
+    "two opinions": (rows(("cat/0.jpg", "cat"), ("cat/0.jpg", "dog")), "{root}/t.csv {out}", ("line 3", "other tags")),
+    "a split that is none": (
+        rows(("cat/0.jpg", "cat", "test"), head=("path", "tags", "split")),
+        "{root}/t.csv {out}",
+        ("line 2", "'test'", "train, val"),
+    ),
+    "a split for some": (
+        rows(("cat/0.jpg", "cat", "val"), ("cat/1.jpg", "cat", ""), head=("path", "tags", "split")),
+        "{root}/t.csv {out}",
+        ("cat/1.jpg", "no split"),
+    ),
+    "a table of no pictures": (rows(), "{root}/t.csv {out}", ("t.csv", "no line")),
+    "no tags at all": (
+        rows(("cat/0.jpg", ""), ("cat/1.jpg", "")),
+        "{root}/t.csv {out}",
+        ("0 classes", "check the tags"),
+    ),
+    "a class called background": (rows(("cat/0.jpg", "background")), "{root}/t.csv {out}", ("'background'", "rename")),
+}
+
+
+@pytest.mark.parametrize("case", WRONG.values(), ids=WRONG)
+def test_a_wrong_input_is_one_line_and_leaves_no_data_set(case, photos, tmp_path, capsys):
+    change, line, words = case
+    (tmp_path / "empty").mkdir()
+    change(photos)
+    arguments = line.format(root=photos, out=tmp_path / "data", m=tmp_path / "m").split()
+    with pytest.raises(SystemExit) as stopped:
+        run_main(dispatch, ["pack", "folder", *arguments, "--workers", "1"])
+    said = [text for text in capsys.readouterr().err.splitlines() if text.startswith("ktse: ")]
+    assert stopped.value.code == 2 and len(said) == 1
+    assert [word for word in words if word not in said[0]] == []
+    assert not (tmp_path / "data").exists()
