@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ktse_dist.errors import UserError
 
@@ -36,6 +36,8 @@ def decode_mask(content: bytes) -> np.ndarray:
             if picture.mode != "P" and (picture.mode != "L" or content[PNG_DEPTH] != 8):  # Pillow stretches fewer bits
                 raise BadSample(f"a mask of mode {picture.mode}; allowed are 8-bit grey and palette PNGs")
             return np.asarray(picture)
+    except UnidentifiedImageError:  # whose text holds an address in memory
+        raise BadSample("not a PNG") from None
     except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
         raise BadSample(f"not a PNG that can be decoded ({error})") from None
 

@@ -1,0 +1,115 @@
+"""`python -m ktse_dist.data.inspect DATASET`: what is in a packed data set, and with --verify whether it is whole."""
+
+import argparse
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ktse_dist.data.census import census, same_pictures
+from ktse_dist.data.examine import Findings, examine
+from ktse_dist.data.index import Index, read_dataset
+from ktse_dist.data.overview import overview
+from ktse_dist.data.pool import ordered_map
+from ktse_dist.data.verify import Problem, Problems, check_files, check_index, is_readable
+from ktse_dist.errors import UserError, run_main
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(
+        prog="ktse inspect",
+        description="Count what is in a packed data set; exit status 1 if anything in it is wrong.",
+        allow_abbrev=False,
+    )
+    whole.add_argument("dataset", type=Path, metavar="DATASET", help="a folder that `ktse pack` wrote")
+    whole.add_argument("--verify", action="store_true", help="check every hash, every member and every tag")
+    whole.add_argument("--sheet", type=Path, metavar="FILE.png", help="also write a contact sheet")
+    whole.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    whole.add_argument("--workers", type=int, help="processes; changes only the time (default: one a CPU)")
+    return whole
+
+
+def main(arguments: list[str]) -> None:
+    options = parser().parse_args(arguments)
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"--workers: {options.workers} is too small; allowed is 1 or more")
+    if options.sheet:
+        check_sheet(options.sheet)
+    found = inspect(options.dataset, options.verify, options.workers or os.cpu_count() or 1)
+    print(json.dumps(found) if options.json else overview(found))
+    if options.sheet:
+        from ktse_dist.data.pack.preview import contact_sheet  # not above: worker processes import this file, too
+
+        contact_sheet(options.dataset, options.sheet)
+    if found["problem_count"]:
+        raise SystemExit(1)
+
+
+def check_sheet(file: Path) -> None:
+    if file.suffix != ".png" or not file.absolute().parent.is_dir():
+        raise UserError(f"--sheet: {file} cannot be written; give a name that ends in .png in a folder that is there")
+
+
+def inspect(dataset: Path, verify: bool, workers: int = 1) -> dict[str, Any]:
+    """Figures of each split, and what is wrong. UserError for a folder that is no data set; damage is only listed.
+
+    The first problems are named, all are counted. Memory does not grow with the pictures, but for 16 bytes of
+    each.
+    """
+    about = read_dataset(dataset)
+    problems = Problems()
+    if verify:
+        problems.extend(check_files(dataset, about))
+    indices = _indices(dataset, about, verify, problems)
+    names = {shard["sha256"]: shard["name"] for entry in about["splits"].values() for shard in entry["shards"]}
+    total = sum(len(index) for index in indices.values())
+    splits = {}
+    with tqdm(total=total, desc="verify" if verify else "inspect", unit="picture") as progress:
+        for split, index in indices.items():
+            findings = _examine_all(index, verify, names, workers, progress)
+            splits[split] = census(index, findings)
+            problems.join(findings.problems)
+    both = same_pictures(indices["train"], indices["val"]) if {"train", "val"} <= set(indices) else 0
+    return {
+        "dataset": str(dataset),
+        "verified": verify,
+        "classes": about["classes"],
+        "splits": splits,
+        "val_pictures_in_train": both,
+        "problem_count": problems.count,
+        "problems": [problem._asdict() for problem in problems.listed],
+    }
+
+
+def _indices(dataset: Path, about: dict[str, Any], verify: bool, problems: Problems) -> dict[str, Index]:
+    """The indices that can be read; with `verify` they are checked, and one that cannot be read is a problem."""
+    found = {}
+    for split, entry in about["splits"].items():
+        try:
+            index = Index.open(dataset, split)
+        except UserError as error:
+            problems.add(Problem(f"{split}.index", None, str(error)))
+            continue
+        if not is_readable(index):
+            problems.add(Problem(f"{split}.index", None, "its keys cannot be read; pack the data set again"))
+            continue
+        found[split] = index
+        if verify:
+            problems.extend(check_index(index, entry))
+    return found
+
+
+def _examine_all(index: Index, verify: bool, names: dict[str, str], workers: int, progress: tqdm) -> Findings:
+    numbers = range(len(index.shards))
+    whole, workers = Findings(), min(workers, len(numbers))
+    for findings in ordered_map(partial(examine, index, verify, names), numbers, 0 if workers == 1 else workers):
+        whole.add(findings)
+        progress.update(findings.pictures)
+    return whole
+
+
+if __name__ == "__main__":
+    run_main(main)
