@@ -1,6 +1,9 @@
 """Batches: the same whatever reads them."""
 
+import io
 import pickle
+import shutil
+import tarfile
 
 import cv2
 import numpy as np
@@ -90,9 +93,32 @@ def test_keys_of_noise_differ_between_samples_and_epochs(index):
     assert len(np.unique(keys)) == len(keys)
 
 
-def test_a_damaged_picture_is_named(index, tmp_path):
-    import shutil
+class Harm:
+    """What a pickle can do while it is loaded: here, make a file."""
 
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+def test_a_member_that_would_run_code_is_never_opened(index, tmp_path):
+    shutil.copytree(index.path, tmp_path / "evil")
+    evil = Index.open(tmp_path / "evil", "train")
+    content = pickle.dumps(Harm(tmp_path / "harmed"))
+    with tarfile.open(evil.path / evil.shards[0].name, "a") as tar:
+        for ending in ("pyd", "pickle", "pth"):
+            member = tarfile.TarInfo(f"{evil.key(0)}.{ending}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    assert len(batches(evil)) == len(batches(index))
+    assert not (tmp_path / "harmed").exists()
+    pickle.loads(content).close()  # it would have
+    assert (tmp_path / "harmed").exists()
+
+
+def test_a_damaged_picture_is_named(index, tmp_path):
     shutil.copytree(index.path, tmp_path / "torn")
     torn = Index.open(tmp_path / "torn", "train")
     with (torn.path / torn.shards[0].name).open("r+b") as file:
