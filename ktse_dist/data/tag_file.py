@@ -1,5 +1,6 @@
 """Tags that somebody wrote down: a CSV with the columns path and tags, or a JSON object with these keys a line."""
 
+import contextlib
 import csv
 import json
 import os
@@ -94,6 +95,12 @@ def _json_rows(text: TextIO, said: str) -> Iterator[TagRow]:
 
 
 def _parted(tags: str) -> list[str]:
+    """Tags parted by ; or |, or written as a JSON list."""
+    if tags.startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            listed = json.loads(tags)
+            if all(isinstance(tag, str) for tag in listed):
+                return [tag.strip() for tag in listed if tag.strip()]
     for separator in SEPARATORS[1:]:
         tags = tags.replace(separator, SEPARATORS[0])
     return [tag.strip() for tag in tags.split(SEPARATORS[0]) if tag.strip()]

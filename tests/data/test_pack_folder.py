@@ -1,8 +1,9 @@
-"""Anybody's pictures: folders, tables, masks, what is held out, and 20 wrong inputs."""
+"""Anybody's pictures: folders, tables, masks, what is held out, and 30 wrong inputs."""
 
 import csv
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -145,14 +146,73 @@ tag_sets = st.lists(st.lists(st.sampled_from("abc"), max_size=2, unique=True), m
 
 
 @given(tag_sets, st.floats(0.05, 0.6))
-def test_what_is_held_out_leaves_the_commonest_class_in_both_splits(tags, share):
+def test_what_is_held_out_leaves_every_class_in_train(tags, share):
+    pictures = [Picture(f"{n}.jpg", tuple(names), "") for n, names in enumerate(tags)]
+    trained = [each for each in pictures if each.name not in held_out(pictures, share)]
+    assert {tag for each in trained for tag in each.tags} == {tag for names in tags for tag in names}
+
+
+@given(tag_sets, st.floats(0.05, 0.6))
+def test_a_class_of_two_is_held_out_unless_another_would_lose_its_last(tags, share):
     pictures = [Picture(f"{n}.jpg", tuple(names), "") for n, names in enumerate(tags)]
     chosen = held_out(pictures, share)
-    for name in {tag for names in tags for tag in names}:
-        own = {each.name for each in pictures if name in each.tags}
-        assert len(own) == 1 or own & chosen
-    assert chosen == held_out(pictures[::-1], share)
-    assert len(chosen) < len(pictures)
+    left = Counter(tag for each in pictures if each.name not in chosen for tag in each.tags)
+    for name in left:
+        own = [each for each in pictures if name in each.tags]
+        is_held_out = any(each.name in chosen for each in own)
+        assert len(own) == 1 or is_held_out or all(min(left[tag] for tag in each.tags) == 1 for each in own)
+
+
+@given(tag_sets, st.floats(0.05, 0.6))
+def test_what_is_held_out_does_not_depend_on_the_order(tags, share):
+    pictures = [Picture(f"{n}.jpg", tuple(names), "") for n, names in enumerate(tags)]
+    assert held_out(pictures, share) == held_out(pictures[::-1], share)
+
+
+def test_a_json_list_in_a_table_is_a_list_of_tags(photos, tmp_path):
+    file = table(photos / "tags.csv", ("cat/0.jpg", '["cat", "dog"]'), ("cat/1.jpg", "cat"), ("dog/a.png", "dog"))
+    assert tags_of(packed(file, tmp_path / "data", "--val", "0.3"))["cat/0"] == ["cat", "dog"]
+
+
+def test_a_folder_beside_train_and_val_is_passed_over_and_counted(photos, tmp_path, capsys):
+    for split in ("train", "val", "test"):
+        for name in ("cat", "dog"):
+            picture(tmp_path / "split" / split / name / "x.jpg")
+    indexes = packed(tmp_path / "split", tmp_path / "data")
+    assert sum(map(len, indexes.values())) == 4
+    assert "2 other files passed over" in capsys.readouterr().out
+
+
+def test_a_table_may_leave_out_pictures_that_have_masks(photos, tmp_path):
+    file = table(photos / "t.csv", ("cat/0.jpg", "cat"), ("cat/1.jpg", "cat"), ("dog/a.png", "dog"))
+    for name in ("0", "5"):
+        mask_at(tmp_path / "m" / "cat" / f"{name}.png", np.ones((24, 32), np.uint8))
+    packed(file, tmp_path / "data", "--masks", tmp_path / "m", "--val", "0.4")
+
+
+def mask_at(file: Path, mask: np.ndarray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask).save(file)
+
+
+def mask_without_picture(root: Path) -> None:
+    for name in ("0", "99"):
+        mask_at(root.parent / "m" / "cat" / f"{name}.png", np.ones((24, 32), np.uint8))
+
+
+def mask_of_two(root: Path) -> None:
+    picture(root / "cat" / "0.png")
+    mask_at(root.parent / "m" / "cat" / "0.png", np.ones((24, 32), np.uint8))
+
+
+def other_split_names(root: Path) -> None:
+    (root / "cat").rename(root / "train")
+    (root / "dog").rename(root / "valid")
+
+
+def class_of_val_only(root: Path) -> None:
+    for where in ("train/cat", "train/dog", "val/cat", "val/cow"):
+        picture(root.parent / "split" / where / "x.jpg")
 
 
 def empty_class(root: Path) -> None:
@@ -226,7 +286,25 @@ WRONG = {
         "{root}/t.csv {out}",
         ("0 classes", "check the tags"),
     ),
-    "a class called background": (rows(("cat/0.jpg", "background")), "{root}/t.csv {out}", ("'background'", "rename")),
+    "one class": (rows(("cat/0.jpg", "cat"), ("cat/1.jpg", "")), "{root}/t.csv {out}", ("one class ('cat')", "2 to")),
+    "classes that differ in case": (
+        rows(("cat/0.jpg", "cat"), ("cat/1.jpg", "Cat"), ("cat/2.jpg", "dog")),
+        "{root}/t.csv {out}",
+        ("'Cat'", "'cat'", "case"),
+    ),
+    "a mask without a picture": (
+        mask_without_picture,
+        "{root} {out} --masks {m}",
+        ("cat/99.png", "without a picture"),
+    ),
+    "a mask of two pictures": (mask_of_two, "{root} {out} --masks {m}", ("cat/0.png", "cat/0.jpg", "rename")),
+    "splits by other names": (other_split_names, "{root} {out}", ("train, valid", "call them train and val")),
+    "a class in val only": (class_of_val_only, "{root}/../split {out}", ("'cow'", "val only")),
+    "a class called background": (
+        rows(("cat/0.jpg", "background"), ("cat/1.jpg", "cat")),
+        "{root}/t.csv {out}",
+        ("'background'", "rename"),
+    ),
 }
 
 

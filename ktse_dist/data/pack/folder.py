@@ -60,6 +60,8 @@ def run(options: argparse.Namespace) -> None:
     listing = with_splits(read(options.source, options.root), options.val)
     given = [name.strip() for name in options.classes.split(",") if name.strip()]
     source = FolderSource(listing, class_names(listing, given), options.masks)
+    if options.masks:
+        check_masks(source, every=options.source.is_dir())
     print(overview(source, listing))
     run_packing(source, options)
 
@@ -74,6 +76,23 @@ def read(source: Path, root: Path | None) -> Listing:
             f"{source}: neither a folder nor a table; give a folder a class, or a CSV / JSONL file path,tags"
         )
     return read_table(source, root or source.parent)
+
+
+def check_masks(source: FolderSource, every: bool) -> None:
+    """UserError for a mask that two pictures share; with `every` also for one that no picture has.
+
+    A table may well leave pictures out whose masks are there.
+    """
+    owners: dict[Path, str] = {}
+    for picture in source.pictures:
+        path = mask_path(source.masks, picture.name)
+        other = owners.setdefault(path, picture.name)
+        if other != picture.name and path.is_file():
+            raise UserError(f"{path}: is the mask of both {other} and {picture.name}; rename one of the pictures")
+    if every and any(path.is_file() for path in owners):
+        strays = (path for path in sorted(source.masks.rglob("*.png")) if path not in owners)
+        if stray := next(strays, None):
+            raise UserError(f"{stray}: a mask without a picture; give it the picture's path and name, or remove it")
 
 
 def overview(source: FolderSource, listing: Listing) -> str:

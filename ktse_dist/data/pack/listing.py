@@ -1,6 +1,7 @@
 """Which pictures a person's folder or table names, with which tags, and which of them are held out for validation."""
 
 import hashlib
+import itertools
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from ktse_dist.errors import UserError
 
 MOST_CLASSES = 254  # a mask's byte also holds the background and 255 for pixels to ignore
 RESERVED = "background"  # what is no class has this name in scores
+SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "dev"}  # other people's names of splits
+ARCHIVER = "__MACOSX"  # a folder of notes that macOS puts into archives
 
 
 class Picture(NamedTuple):
@@ -34,9 +37,13 @@ class Listing(NamedTuple):
 
 def read_tree(root: Path) -> Listing:
     """A folder a class; or train/ and val/, each with a folder a class. Folders below a class belong to it."""
-    splits = SPLITS if all((root / split).is_dir() for split in SPLITS) else ("",)
+    split_by_folder = all((root / split).is_dir() for split in SPLITS)
     pictures, others = [], 0
-    for split in splits:
+    if split_by_folder:
+        others = sum(1 for file in files_below(root) if file.relative_to(root).parts[0] not in SPLITS)
+    else:
+        check_split_words(class_folders(root))
+    for split in SPLITS if split_by_folder else ("",):
         for folder in class_folders(root / split):
             files = list(files_below(folder))
             named = [file.relative_to(root).as_posix() for file in files if file.suffix.lower() in suffixes()]
@@ -47,8 +54,18 @@ def read_tree(root: Path) -> Listing:
     return Listing(root, sorted(pictures), others)
 
 
+def check_split_words(folders: Sequence[Path]) -> None:
+    """UserError for folders that are splits by their names, but not by those that are known here."""
+    if all(folder.name.lower() in SPLIT_WORDS for folder in folders):
+        found = ", ".join(folder.name for folder in folders)
+        raise UserError(
+            f"{folders[0].parent}: its folders ({found}) look like splits; call them train and val, "
+            "or give the one folder whose folders are the classes"
+        )
+
+
 def class_folders(root: Path) -> list[Path]:
-    entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
+    entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith((".", ARCHIVER)))
     stray = next((entry for entry in entries if entry.is_file() and entry.suffix.lower() in suffixes()), None)
     if stray:
         raise UserError(
@@ -62,7 +79,7 @@ def class_folders(root: Path) -> list[Path]:
 
 def files_below(folder: Path) -> Iterator[Path]:
     for where, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith((".", ARCHIVER))]
         yield from (Path(where, file) for file in files if not file.startswith("."))
 
 
@@ -94,12 +111,27 @@ def class_names(listing: Listing, given: Sequence[str]) -> list[str]:
     names = list(given) or sorted(found)
     if len(set(names)) != len(names):
         raise UserError(f"--classes: '{Counter(names).most_common(1)[0][0]}' stands there twice; name each class once")
-    if not 1 <= len(names) <= MOST_CLASSES:
-        raise UserError(f"{listing.root}: {len(names)} classes; allowed are 1 to {MOST_CLASSES}; check the tags")
+    if not 2 <= len(names) <= MOST_CLASSES:
+        told = f"{len(names)} classes" if len(names) != 1 else f"one class ('{names[0]}')"
+        raise UserError(f"{listing.root}: {told}; allowed are 2 to {MOST_CLASSES}; check the tags")
     for name in names:
         if name == RESERVED or not name.isprintable():
             raise UserError(f"{listing.root}: a class cannot be called {name!r}; rename it")
+    for one, other in itertools.pairwise(sorted(found, key=str.casefold)):
+        if one.casefold() == other.casefold():
+            raise UserError(
+                f"{listing.root}: the classes '{one}' and '{other}' differ in case only; call both the same"
+            )
+    check_trained(listing, found)
     return names
+
+
+def check_trained(listing: Listing, found: Counter[str]) -> None:
+    """UserError for a class that only pictures of val have."""
+    trained = {tag for picture in listing.pictures if picture.split != "val" for tag in picture.tags}
+    for name in found:
+        if name not in trained:
+            raise UserError(f"{listing.root}: '{name}' has pictures in val only; move some of them to train")
 
 
 def with_splits(listing: Listing, share: float) -> Listing:
@@ -118,21 +150,25 @@ def with_splits(listing: Listing, share: float) -> Listing:
 def held_out(pictures: Sequence[Picture], share: float) -> set[str]:
     """Names of `share` of each class's pictures, the rarest class first, drawn by hashes of names.
 
-    Of a class of two or more, one picture at least is held out and one stays; untagged ones count as a class.
+    Of a class of two or more, one picture at least is held out, unless each is the last that another class has; one
+    always stays. Untagged pictures count as a class.
     """
-    names: dict[str, list[str]] = defaultdict(list)
+    own: dict[str, list[Picture]] = defaultdict(list)
     for picture in pictures:
         for tag in picture.tags or ("",):
-            names[tag].append(picture.name)
+            own[tag].append(picture)
+    left = {tag: len(having) for tag, having in own.items()}
     chosen: set[str] = set()
-    for _, own in sorted(names.items(), key=lambda each: (len(each[1]), each[0])):
-        wanted = min(len(own) - 1, max(1, round(share * len(own))))
-        rest = sorted(
-            set(own) - chosen, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-        )
-        chosen.update(rest[: max(0, wanted - len(chosen.intersection(own)))])
+    for tag, having in sorted(own.items(), key=lambda each: (len(each[1]), each[0])):
+        stay = len(having) - min(len(having) - 1, max(1, round(share * len(having))))
+        for picture in sorted(having, key=drawn):
+            tags = picture.tags or ("",)
+            if left[tag] > stay and picture.name not in chosen and min(left[each] for each in tags) > 1:
+                chosen.add(picture.name)
+                left |= {each: left[each] - 1 for each in tags}
     return chosen
 
 
-def drawn(name: str) -> bytes:
-    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+def drawn(picture: Picture) -> bytes:
+    """What the draw goes by: it depends on the picture's name alone."""
+    return hashlib.sha256(picture.name.encode("utf-8", "surrogateescape")).digest()
