@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ktse_dist.data.augment import resize_picture, target_size
 from ktse_dist.data.decode import BadSample, check_size
@@ -55,13 +55,18 @@ def load_upright(path: Path, long_side: int) -> Upright:
     except BadSample:
         raise
     except DAMAGED as error:
-        raise BadSample(
-            f"not a picture that can be read ({' '.join(str(error).split()) or type(error).__name__})"
-        ) from None
+        raise BadSample(f"not a picture that can be read ({why(error)})") from None
     width, height = size[::-1] if turned else size
     wanted = _working_size(height, width, long_side)
     shrunk = rgb if rgb.shape[:2] == wanted else resize_picture(rgb, *wanted, "opencv")
     return Upright(np.ascontiguousarray(shrunk), (height, width))
+
+
+def why(error: Exception) -> str:
+    """One line of what a reader complained about."""
+    if isinstance(error, UnidentifiedImageError):
+        return "of no known format"  # its own text may hold an address in memory
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def load_or_say(long_side: int, path: Path) -> Upright | str:

@@ -16,7 +16,7 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from ktse_dist.data.decode import BadSample, check_size
-from ktse_dist.data.foreign import DAMAGED, eight_bit, readable
+from ktse_dist.data.foreign import DAMAGED, eight_bit, readable, why
 from ktse_dist.data.pack.mask_png import mask_png
 from ktse_dist.data.pack.source import MAX_FILE_BYTES, Item
 from ktse_dist.errors import UserError
@@ -114,7 +114,7 @@ def decode_any(content: bytes) -> np.ndarray:
                 check_size(picture.height, picture.width)
                 return np.ascontiguousarray(eight_bit(ImageOps.exif_transpose(picture)))
     except DAMAGED as error:
-        raise BadSample(f"not a picture that can be decoded ({error})") from None
+        raise BadSample(f"not a picture that can be decoded ({why(error)})") from None
 
 
 def truth(item: Item, height: int, width: int, classes: int) -> bytes:
