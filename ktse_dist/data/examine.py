@@ -2,6 +2,7 @@
 torch."""
 
 import json
+import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,11 +12,12 @@ import numpy as np
 import simplejpeg
 
 from ktse_dist.data.decode import MAX_SIDE, BadSample, check_size, decode_jpeg, decode_mask
-from ktse_dist.data.index import Index
+from ktse_dist.data.index import Index, Shard
 from ktse_dist.data.verify import Members, Problem, Problems, check_members, check_shard, member_name, tar_members
 
 HEAD = 1 << 16  # bytes in which a JPEG's size stands, unless large notes precede it
 IGNORE = 255
+MOST_LETTERS = 200  # told of wrong labels
 
 
 @dataclass
@@ -52,26 +54,31 @@ def examine(index: Index, verify: bool, names: dict[str, str], number: int) -> F
 
     names: all shards by their sha256. Damage is among the findings; nothing is raised for it.
     """
-    shard = index.shards[number]
-    path = index.path / shard.name
     rows = np.flatnonzero(index.samples["shard"] == number)
-    findings = Findings(pictures=len(rows))
-    if not path.is_file():
-        findings.problems.add(Problem(shard.name, None, "missing; copy the whole data set, or pack it again"))
+    findings, name = Findings(pictures=len(rows)), index.shards[number].name
+    if not (index.path / name).is_file():
+        findings.problems.add(Problem(name, None, "missing; copy the whole data set, or pack it again"))
         return findings
-    members = None
-    if verify:
+    try:
+        _examine(index, index.shards[number], rows, names if verify else None, findings)
+    except OSError as error:
+        findings.problems.add(Problem(name, None, f"cannot be read ({error.strerror})"))
+    return findings
+
+
+def _examine(index: Index, shard: Shard, rows: np.ndarray, names: dict[str, str] | None, findings: Findings) -> None:
+    path, members = index.path / shard.name, None
+    if names is not None:
         wrong, is_another = check_shard(path, shard, names)
         findings.problems.extend(wrong)
         if is_another:
-            return findings  # every one of its members would be a problem of its own
+            return  # every one of its members would be a problem of its own
         members = tar_members(path)
         findings.problems.extend([*members.problems, *check_members(index, shard.name, rows, members)])
     with path.open("rb") as file:
         look = _Look(index, file, shard.name, members, findings)
         for row in rows.tolist():
             look.at(row)
-    return findings
 
 
 def _decoded(decode: Callable[[bytes], np.ndarray], content: bytes, member: str) -> np.ndarray:
@@ -86,6 +93,7 @@ class _Look:
 
     def __init__(self, index: Index, file: BinaryIO, shard: str, members: Members | None, findings: Findings):
         self.index, self.file, self.shard, self.members, self.findings = index, file, shard, members, findings
+        self.bytes = os.fstat(file.fileno()).st_size
         self.size: tuple[int, int] | None = None  # of the picture looked at: height, width
 
     def at(self, row: int) -> None:
@@ -111,13 +119,11 @@ class _Look:
     def _header(self, row: int) -> tuple[int, int]:
         """The size of a JPEG from its head; the checksum, which needs all of it, stays unseen."""
         offset, size, _ = self.index.samples["image"][row].tolist()
-        self.file.seek(offset)
-        content = self.file.read(min(size, HEAD))
         try:
             try:
-                height, width, *_ = simplejpeg.decode_jpeg_header(content)
+                height, width, *_ = simplejpeg.decode_jpeg_header(self._bytes(offset, min(size, HEAD)))
             except ValueError:  # large notes precede the size
-                height, width, *_ = simplejpeg.decode_jpeg_header(content + self.file.read(size - len(content)))
+                height, width, *_ = simplejpeg.decode_jpeg_header(self._bytes(offset, size))
         except ValueError as error:
             raise BadSample(f"its image is not a JPEG ({error})") from None
         check_size(height, width)
@@ -129,11 +135,14 @@ class _Look:
             return
         try:
             told = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadSample("its json is not JSON") from None
         labels, tags = told.get("labels") if isinstance(told, dict) else None, self._labels(row)
-        if labels != tags:
-            raise BadSample(f"its json has the labels {labels}, the index {tags}")
+        if not (isinstance(labels, list) and all(type(label) is int for label in labels)):
+            raise BadSample("its json has no list of labels")
+        if sorted(labels) != tags:
+            found, expected = (str(numbers)[:MOST_LETTERS] for numbers in (labels, tags))
+            raise BadSample(f"its json has the labels {found}, the index {expected}")
 
     def _truth(self, row: int) -> None:
         content = self._read(row, "mask") if self.index.samples["mask"]["size"][row] else None
@@ -169,8 +178,11 @@ class _Look:
             if place is None and self.members.whole:
                 return None
             offset = place[0] if place else offset
-        self.file.seek(offset)
-        content = self.file.read(size)
+        content = self._bytes(offset, size)
         if not size or zlib.crc32(content) != crc:
             raise BadSample(f"its {member} is {'damaged (crc32)' if size else 'missing'}")
         return content
+
+    def _bytes(self, offset: int, size: int) -> bytes:
+        self.file.seek(offset)
+        return self.file.read(min(size, self.bytes))  # a damaged index may ask for 4 GB

@@ -23,7 +23,7 @@ _MEMBER = [("offset", "<u4"), ("size", "<u4"), ("crc32", "<u4")]
 RECORD = np.dtype([("shard", "<u4"), ("image", _MEMBER), ("json", _MEMBER), ("mask", _MEMBER), ("key_end", "<u4")])
 HEADER = len(MAGIC) + 3 * 8
 SPLITS = ("train", "val")
-SHARD_NAME = re.compile(r"[\w-]+\.tar")
+SHARD_NAME, SPLIT_NAME = re.compile(r"[\w-]+\.tar"), re.compile(r"[\w-]+")
 
 
 class Shard(NamedTuple):
@@ -122,14 +122,20 @@ def read_dataset(path: Path) -> dict[str, Any]:
 
 
 def _well_formed(about: dict[str, Any]) -> bool:
-    """Classes, palette, and splits whose shards are plain file names: a data set never points outside its folder."""
-    classes, splits = about.get("classes"), about.get("splits")
-    if not (isinstance(classes, list) and isinstance(about.get("palette"), list) and isinstance(splits, dict)):
+    """Classes, colours, and splits and shards that are plain names: a data set never points outside its folder."""
+    classes, palette, splits = about.get("classes"), about.get("palette"), about.get("splits")
+    if not (isinstance(classes, list) and isinstance(palette, list) and isinstance(splits, dict)):
+        return False
+    if not (all(map(_is_colour, palette)) and all(map(SPLIT_NAME.fullmatch, splits))):
         return False
     entries = [entry.get("shards") if isinstance(entry, dict) else None for entry in splits.values()]
     return all(isinstance(name, str) for name in classes) and all(
         isinstance(shards, list) and all(map(_is_shard, shards)) for shards in entries
     )
+
+
+def _is_colour(colour: Any) -> bool:
+    return isinstance(colour, list) and len(colour) == 3 and all(type(n) is int and 0 <= n <= 255 for n in colour)
 
 
 def _is_shard(shard: Any) -> bool:

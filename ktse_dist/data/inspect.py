@@ -13,7 +13,7 @@ from ktse_dist.data.census import census, same_pictures
 from ktse_dist.data.examine import Findings, examine
 from ktse_dist.data.index import Index, read_dataset
 from ktse_dist.data.overview import overview
-from ktse_dist.data.pool import ordered_map
+from ktse_dist.data.pool import WorkerDied, ordered_map
 from ktse_dist.data.verify import Problem, Problems, check_files, check_index, is_readable
 from ktse_dist.errors import UserError, run_main
 
@@ -38,32 +38,37 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--workers: {options.workers} is too small; allowed is 1 or more")
     if options.sheet:
         check_sheet(options.sheet)
-    found = inspect(options.dataset, options.verify, options.workers or os.cpu_count() or 1)
+    try:
+        found = inspect(options.dataset, options.verify, options.workers or os.cpu_count() or 1)
+    except WorkerDied as died:
+        raise UserError(f"--workers: {died}") from None
     print(json.dumps(found) if options.json else overview(found))
     if options.sheet:
         from ktse_dist.data.pack.preview import contact_sheet  # not above: worker processes import this file, too
 
-        contact_sheet(options.dataset, options.sheet)
+        try:
+            contact_sheet(options.dataset, options.sheet)
+        except OSError as error:
+            raise UserError(f"--sheet: {options.sheet} cannot be written ({error.strerror})") from None
     if found["problem_count"]:
         raise SystemExit(1)
 
 
 def check_sheet(file: Path) -> None:
-    if file.suffix != ".png" or not file.absolute().parent.is_dir():
+    if file.suffix != ".png" or file.is_dir() or not file.absolute().parent.is_dir():
         raise UserError(f"--sheet: {file} cannot be written; give a name that ends in .png in a folder that is there")
 
 
 def inspect(dataset: Path, verify: bool, workers: int = 1) -> dict[str, Any]:
     """Figures of each split, and what is wrong. UserError for a folder that is no data set; damage is only listed.
 
-    The first problems are named, all are counted. Memory does not grow with the pictures, but for 16 bytes of
-    each.
+    The first problems are named, all are counted. Without `verify` the indices are checked, but of the shards only what
+    the census reads. Memory: a few numbers a picture, for finding the same one twice.
     """
     about = read_dataset(dataset)
     problems = Problems()
-    if verify:
-        problems.extend(check_files(dataset, about))
-    indices = _indices(dataset, about, verify, problems)
+    problems.extend(check_files(dataset, about))
+    indices = _indices(dataset, about, problems)
     names = {shard["sha256"]: shard["name"] for entry in about["splits"].values() for shard in entry["shards"]}
     total = sum(len(index) for index in indices.values())
     splits = {}
@@ -84,21 +89,21 @@ def inspect(dataset: Path, verify: bool, workers: int = 1) -> dict[str, Any]:
     }
 
 
-def _indices(dataset: Path, about: dict[str, Any], verify: bool, problems: Problems) -> dict[str, Index]:
-    """The indices that can be read; with `verify` they are checked, and one that cannot be read is a problem."""
+def _indices(dataset: Path, about: dict[str, Any], problems: Problems) -> dict[str, Index]:
+    """The indices that can be read; what is wrong with any is added to `problems`."""
     found = {}
     for split, entry in about["splits"].items():
+        file = f"{split}.index"
         try:
             index = Index.open(dataset, split)
         except UserError as error:
-            problems.add(Problem(f"{split}.index", None, str(error)))
+            problems.add(Problem(file, None, str(error).removeprefix(f"{dataset / file}: ")))
             continue
         if not is_readable(index):
-            problems.add(Problem(f"{split}.index", None, "its keys cannot be read; pack the data set again"))
+            problems.add(Problem(file, None, "its keys cannot be read; pack the data set again"))
             continue
         found[split] = index
-        if verify:
-            problems.extend(check_index(index, entry))
+        problems.extend(check_index(index, entry))
     return found
 
 

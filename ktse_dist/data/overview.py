@@ -12,10 +12,7 @@ def overview(found: dict[str, Any]) -> str:
     for split, figures in found["splits"].items():
         lines += ["", *_split(split, figures)]
     if found["val_pictures_in_train"]:
-        lines += [
-            "",
-            f"{found['val_pictures_in_train']:,} pictures of val are in train, too: scores on val will flatter",
-        ]
+        lines += ["", f"{found['val_pictures_in_train']:,} of val's pictures stand in train, too: scores will flatter"]
     return "\n".join([*lines, "", *_problems(found)])
 
 
@@ -27,8 +24,7 @@ def _split(split: str, figures: dict[str, Any]) -> Iterator[str]:
         yield f"  pixels     {', '.join(sides)} (smallest / median / largest)"
     tags = ", ".join(f"{tags}: {n:,}" for tags, n in figures["tags_per_picture"].items())
     yield f"  tags       a picture has {tags} (tags: pictures)"
-    if figures["masks"]:
-        yield from _masks(figures["masks"], figures["pictures"])
+    yield from _masks(figures["masks"], figures["pictures"]) if figures["masks"] else ["  masks      none"]
     yield from _classes(figures)
     yield from _pairs(figures)
 

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ktse_dist.data.index import Index, Shard
+from ktse_dist.data.index import Index, Shard, hash64
 
 LISTED = 100  # problems kept; the others are only counted
 EXTENSIONS = {"image": "jpg", "json": "json", "mask": "mask.png"}
+# what tarfile raises for headers that lie about sizes, are cut short or stand in each other without end
+TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, IndexError, RecursionError, MemoryError)
 Place = tuple[int, int]  # where a member's bytes begin, and how many they are
 
 
@@ -76,8 +78,8 @@ def check_index(index: Index, entry: dict[str, Any]) -> Iterator[Problem]:
         told, found = entry.get("samples"), len(index)
         yield Problem("dataset.json", None, f"wrong count: {told} pictures of {index.split}, its index has {found}")
     numbers = np.asarray(index.samples["shard"])
-    for number, shard in enumerate(index.shards):
-        found = int((numbers == number).sum())
+    counts = np.bincount(numbers[numbers < len(index.shards)], minlength=len(index.shards))
+    for shard, found in zip(index.shards, counts.tolist(), strict=True):
         if found != shard.samples:
             yield Problem("dataset.json", None, f"wrong count: {shard.samples} in {shard.name}, the index has {found}")
     for row in np.flatnonzero(numbers >= len(index.shards)).tolist():
@@ -99,26 +101,25 @@ def is_readable(index: Index) -> bool:
 
 
 def _keys_that_stand_twice(index: Index) -> Iterator[Problem]:
-    hashes = np.fromiter((_hash(index.key(row)) for row in range(len(index))), np.uint64, len(index))
+    hashes = np.fromiter((hash64(index.key(row)) for row in range(len(index))), np.uint64, len(index))
     _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
     for row in np.sort(first[counts > 1]).tolist():
         yield Problem(f"{index.split}.index", index.key(row), "stands there more than once")
-
-
-def _hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
 def check_shard(path: Path, shard: Shard, names: dict[str, str]) -> tuple[list[Problem], bool]:
     """The file against dataset.json, and whether it is another of the shards. names: all of them by their sha256."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found == shard.sha256:
+    size = path.stat().st_size
+    if found == shard.sha256 and size == shard.bytes:
         return [], False
+    if found == shard.sha256:
+        what = f"wrong count: {shard.bytes:,} bytes in {shard.name}, the file has {size:,}"
+        return [Problem("dataset.json", None, what)], False
     if found in names:
         what = f"holds what dataset.json calls {names[found]} (sha256); are they swapped?"
         return [Problem(shard.name, None, what)], True
-    size = path.stat().st_size
     told = "" if size == shard.bytes else f": {size:,} bytes, expected are {shard.bytes:,}"
     return [Problem(shard.name, None, f"not the shard that dataset.json names (sha256){told}")], False
 
@@ -128,13 +129,15 @@ def tar_members(path: Path) -> Members:
     places: dict[str, Place] = {}
     problems = []
     end = 0
-    # tarfile's own number parsing raises ValueError; what it could read is kept, and the mark of the end is missed
-    with contextlib.suppress(tarfile.TarError, ValueError), tarfile.open(path, "r:") as tar:
+    with contextlib.suppress(*TAR_ERRORS), tarfile.open(path, "r:") as tar:  # what could be read is kept
         for item in tar:
+            if tar.offset <= end:
+                break  # a size below 0 leads back, for ever
             if item.name in places:
                 problems.append(Problem(path.name, item.name, "stands in the shard more than once"))
             places[item.name] = (item.offset_data, item.size)
             end = tar.offset
+    end = min(end, path.stat().st_size)
     with path.open("rb") as file:
         file.seek(end)
         whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)

@@ -12,9 +12,10 @@ import simplejpeg
 
 from ktse_dist.data import inspect
 from ktse_dist.data.examine import Findings, examine
-from ktse_dist.data.index import Index
+from ktse_dist.data.index import HEADER, Index
 from ktse_dist.data.pack.mask_png import mask_png
 from ktse_dist.data.pack.writer import Sample, new_dataset, write_about, write_split
+from ktse_dist.data.pool import WorkerDied
 from ktse_dist.errors import run_main
 
 CLASSES = ["boat", "cat", "cow"]
@@ -84,8 +85,11 @@ def test_a_mask_that_shows_what_the_tags_lack_is_counted(tmp_path):
     assert train(pack(tmp_path / "set", items))["masks"]["contradictions"] == 1
 
 
-def test_a_set_without_masks_has_no_figures_of_masks(tmp_path):
-    assert train(pack(tmp_path / "set", samples(masks=False)))["masks"] is None
+def test_a_set_without_masks_says_so(tmp_path, capsys):
+    dataset = pack(tmp_path / "set", samples(masks=False))
+    inspect.main([str(dataset), "--workers=1"])
+    assert train(dataset)["masks"] is None
+    assert "masks      none" in capsys.readouterr().out
 
 
 def test_pictures_of_val_that_are_in_train_are_counted(tmp_path):
@@ -101,6 +105,9 @@ def test_a_size_behind_long_notes_is_found(tmp_path):
 
 
 def test_processes_change_nothing(dataset):
+    shard = dataset / "train-00000.tar"
+    shard.chmod(0o644)
+    shard.write_bytes(shard.read_bytes()[:-3000])
     assert inspect.inspect(dataset, True, workers=2) == inspect.inspect(dataset, True, workers=1)
 
 
@@ -131,6 +138,22 @@ def test_the_command_prints_every_class_and_exits_with_0(dataset, capsys):
     text = capsys.readouterr().out
     assert all(name in text for name in CLASSES)
     assert "whole: every hash" in text
+
+
+def test_progress_counts_pictures(dataset, capsys):
+    inspect.main([str(dataset), "--verify", "--workers=1"])
+    assert "6/6" in capsys.readouterr().err
+
+
+def test_a_worker_that_was_killed_is_one_line(dataset, capsys, monkeypatch):
+    def died(*_):
+        raise WorkerDied("a worker process died at or after item 0")
+
+    monkeypatch.setattr(inspect, "ordered_map", died)
+    with pytest.raises(SystemExit) as stop:
+        run_main(inspect.main, [str(dataset)])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "ktse: --workers: a worker process died at or after item 0"
 
 
 def test_json_is_one_object_for_machines(dataset, capsys):
@@ -173,11 +196,29 @@ def test_a_damaged_picture_is_left_out_of_the_contact_sheet_and_named(tmp_path, 
     assert (tmp_path / "sheet.png").exists()
 
 
+@pytest.mark.parametrize("damage", ["no index", "no shard", "a shard number that is none"])
+def test_what_is_damaged_is_left_out_of_the_contact_sheet_and_the_rest_is_drawn(dataset, tmp_path, damage):
+    index = dataset / "train.index"
+    content = bytearray(index.read_bytes())
+    if damage == "no shard":
+        (dataset / "train-00000.tar").unlink()
+    else:
+        content[HEADER + 3] = 1
+        index.write_bytes(b"" if damage == "no index" else content)
+    with pytest.raises(SystemExit) as stop:
+        inspect.main([str(dataset), "--workers=1", f"--sheet={tmp_path / 'sheet.png'}"])
+    assert stop.value.code == 1
+    assert (tmp_path / "sheet.png").exists()
+
+
 WRONG = {
     "no data set": ("{tmp}", "no dataset.json"),
     "nothing there": ("{tmp}/none", "no dataset.json"),
     "no workers": ("{set} --workers=0", "--workers: 0"),
     "a sheet that is no PNG": ("{set} --sheet={tmp}/sheet.jpg", ".png"),
+    "a sheet that is a folder": ("{set} --sheet={tmp}/folder.png", "folder.png"),
+    "a set whose split lies elsewhere": ("{tmp}/elsewhere", "dataset.json"),
+    "a set whose colours are none": ("{tmp}/colours", "dataset.json"),
     "a sheet in no folder": ("{set} --sheet={tmp}/none/sheet.png", "none/sheet.png"),
 }
 
@@ -185,6 +226,12 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_input_is_one_line_and_exit_2(dataset, tmp_path, capsys, name):
     line, expected = WRONG[name]
+    (tmp_path / "folder.png").mkdir()
+    about = json.loads((dataset / "dataset.json").read_text())
+    outside = {"../set/train": about["splits"]["train"]}
+    for folder, change in {"elsewhere": {"splits": outside}, "colours": {"palette": [[0, 0], [1]]}}.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "dataset.json").write_text(json.dumps(about | change))
     with pytest.raises(SystemExit) as stop:
         run_main(inspect.main, line.format(set=dataset, tmp=tmp_path).split(" "))
     error = capsys.readouterr().err

@@ -196,6 +196,12 @@ def test_a_wrong_count_of_a_shard_is_named(dataset):
     assert problems(dataset) == [f"dataset.json: wrong count: 9 in {FIRST}, the index has {true}"]
 
 
+def test_a_wrong_number_of_bytes_is_named(dataset):
+    edit(dataset, lambda about: about["splits"]["train"]["shards"][0].update(bytes=5))
+    size = (dataset / FIRST).stat().st_size
+    assert problems(dataset) == [f"dataset.json: wrong count: 5 bytes in {FIRST}, the file has {size:,}"]
+
+
 def test_a_shard_named_twice_is_named(dataset):
     edit(dataset, lambda about: about["splits"]["val"]["shards"][0].update(name=FIRST))
     assert f"dataset.json: names {FIRST} 2 times" in problems(dataset)
@@ -215,16 +221,61 @@ def test_labels_that_lie_are_named_though_every_hash_is_right(dataset):
     assert problems(dataset) == [f"{FIRST}: {key}: its json has the labels [1], the index [0]"]
 
 
-def lie_in_index(dataset: Path, row: int, member: str, content: bytes) -> None:
-    """The index with the checksum of other bytes, and dataset.json with its sha256."""
+def lie_in_index(dataset: Path, row: int, member: str, content: bytes, at: tuple[int, int] | None = None) -> None:
+    """The index with the checksum of other bytes (and where they lie), and dataset.json with its sha256."""
     file = dataset / "train.index"
     index = Index.open(dataset, "train")
     records = index.samples.copy()
-    records[member]["crc32"][row] = zlib.crc32(content)
+    offset, size, _ = records[member][row].tolist()
+    records[member][row] = (*(at or (offset, size)), zlib.crc32(content))
     raw = bytearray(file.read_bytes())
     raw[32 : 32 + records.nbytes] = records.tobytes()
     file.write_bytes(raw)
     edit(dataset, lambda about: about["splits"]["train"].update(index_sha256=digest(file)))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'{"labels": "cat"}', "has no list of labels"),
+        (b"[1]", "has no list of labels"),
+        (b"[" * 100_000, "is not JSON"),
+        (b'{"labels": [%s]}' % b",".join([b"1"] * 999), "has the labels [1, 1"),
+    ],
+)
+def test_a_json_that_is_none_is_named_in_a_short_line(dataset, content, told):
+    key = Index.open(dataset, "train").key(0)
+    rewrite(dataset / FIRST, lambda name, old: content if name == f"{key}.json" else old)
+    at = content_of(dataset / FIRST, f"{key}.json")
+    lie_in_index(dataset, 0, "json", content, at)
+    (line,) = (line for line in problems(dataset) if f"{FIRST}: {key}: its json" in line)
+    assert told in line and len(line) < 400
+
+
+def content_of(shard: Path, name: str) -> tuple[int, int]:
+    with tarfile.open(shard) as tar:
+        item = tar.getmember(name)
+        return item.offset_data, item.size
+
+
+HOSTILE = {
+    "a size that leads back": (b"0", b"\xff" + (2**88 - 512).to_bytes(11, "big")),
+    "a size past all files": (b"0", b"\x80" + (2**87).to_bytes(11, "big")),
+    "a note past all memory": (b"x", b"\x80" + (2**50).to_bytes(11, "big")),
+    "a table that does not end": (b"S", b"0" * 11 + b"\0"),
+    "names of names": (b"L", b"0" * 11 + b"\0"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_headers_that_lie_are_damage_and_end(dataset, name):
+    kind, size = HOSTILE[name]
+    header = bytearray(tarfile.TarInfo("x").tobuf(tarfile.GNU_FORMAT)[:512])
+    header[156:157], header[124:136], header[482] = kind, size, 1
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:]))
+    plain = tarfile.TarInfo("y").tobuf(tarfile.GNU_FORMAT)
+    (dataset / FIRST).write_bytes(plain + bytes(header) * (2000 if kind == b"L" else 1))
+    assert f"{FIRST}: truncated or damaged: no member can be read from byte" in "\n".join(problems(dataset))
 
 
 def test_a_mask_value_past_the_classes_is_named(tmp_path):
@@ -258,7 +309,7 @@ def test_the_command_exits_with_1_and_says_how_many(dataset, capsys):
     assert capsys.readouterr().out.endswith("1 problem; pack the data set again\n")
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.data())
 def test_every_flipped_bit_of_a_shard_or_an_index_is_found(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("flips")

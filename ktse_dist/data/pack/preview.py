@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ktse_dist.data import keyed
-from ktse_dist.data.decode import BadSample
-from ktse_dist.data.index import Index, read_dataset
+from ktse_dist.data.index import Index
 from ktse_dist.data.reader import Reader
+from ktse_dist.errors import UserError
 
 CELL, CAPTION = 288, 14  # pixels: a side of a square, the line of tags over it
 EDGE = (224, 224, 192)  # VOC's colour of ignored pixels
@@ -19,12 +19,11 @@ MOST_LETTERS = 44  # of a caption
 def contact_sheet(dataset: Path, file: Path, rows: int = 6, columns: int = 4) -> None:
     """Write a PNG with up to rows * columns pictures, drawn from all over their splits, a third of them from val.
 
-    Pictures that cannot be read are left out.
+    Pictures and whole splits that cannot be read are left out.
     """
     count = rows * columns
     shares = {"train": count - count // 3, "val": count // 3}
-    splits = [split for split in shares if split in read_dataset(dataset)["splits"]]
-    cells = [cell for split in splits for cell in _cells(Index.open(dataset, split), shares[split])]
+    cells = [cell for split, share in shares.items() for cell in _split_cells(dataset, split, share)]
     height, width = CELL + CAPTION, max((cell.shape[1] for cell in cells), default=CELL)
     rows = -(-len(cells) // columns) or 1
     sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
@@ -34,16 +33,25 @@ def contact_sheet(dataset: Path, file: Path, rows: int = 6, columns: int = 4) ->
     Image.fromarray(sheet).save(file)
 
 
+def _split_cells(dataset: Path, split: str, wanted: int) -> Iterator[np.ndarray]:
+    try:
+        index = Index.open(dataset, split)
+    except UserError:
+        return
+    yield from _cells(index, wanted)
+
+
 def _cells(index: Index, wanted: int) -> Iterator[np.ndarray]:
     """Tags over picture and coloured mask, each in a square of CELL pixels; no mask where the split has none."""
     reader = Reader(index)
     colours = np.array(index.palette + [EDGE] * (256 - len(index.palette)), np.uint8)
     masked = bool((index.samples["mask"]["size"] > 0).any())
-    drawn = np.argsort(keyed.key(np.arange(len(index))))[:wanted]  # sources go class by class
+    rows = np.flatnonzero(index.samples["shard"] < len(index.shards))  # all, if the index is whole
+    drawn = rows[np.argsort(keyed.key(rows))[:wanted]]  # sources go class by class
     for row in np.sort(drawn).tolist():
         try:
             picture, mask = reader.picture(row), reader.truth(row)
-        except BadSample:
+        except UserError:
             continue
         squares = [_square(picture, Image.Resampling.BILINEAR)]
         if masked:
