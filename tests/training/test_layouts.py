@@ -27,7 +27,7 @@ STOPS = "7+10+17"  # inside phase 1, at its end (which is an epoch's end), insid
 SMALL = "data.crop=64:data.long_side=[64,96]"  # where bits are compared, the size of the pictures does not matter
 FAST = f"optimiser.phase2.momentum=0.9:{SMALL}"
 # DESIGN's bounds are 1e-4 for weights and 0.1 % for maps. Measured after these 20 steps on 30 pictures: published
-# 1.9e-5, corrected 5e-5 to 1.1e-4 (its foreground weighs eight times as much, so a label that rounding flips does, too);
+# 1.9e-5, corrected 5e-5 to 1.1e-4 (its foreground weighs eight times as much, so do labels that rounding flips);
 # maps 0.04 to 0.52 %, since CAMs that have hardly learnt are flat, and many pixels lie at a threshold.
 WEIGHTS_BOUND = {"published": 1e-4, "corrected": 3e-4}
 MAPS_BOUND = 1e-2
