@@ -3,6 +3,7 @@
 import struct
 import warnings
 import zlib
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,7 +60,7 @@ def load_upright(path: Path, long_side: int) -> Upright:
     width, height = size[::-1] if turned else size
     wanted = _working_size(height, width, long_side)
     shrunk = rgb if rgb.shape[:2] == wanted else resize_picture(rgb, *wanted, "opencv")
-    return Upright(np.ascontiguousarray(shrunk), (height, width))
+    return Upright(np.require(shrunk, requirements="CW"), (height, width))  # Pillow's own pixels cannot be written to
 
 
 def why(error: Exception) -> str:
@@ -83,10 +84,11 @@ def readable() -> list[str]:
     return [name for name in Image.OPEN if name not in RUNS_PROGRAMS]
 
 
-def suffixes() -> set[str]:
+@cache
+def suffixes() -> frozenset[str]:
     """The file name endings of those formats, such as `.jpg`."""
     known = set(readable())
-    return {suffix for suffix, name in Image.registered_extensions().items() if name in known}
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in known)
 
 
 def _working_size(first: int, second: int, long_side: int) -> tuple[int, int]:

@@ -39,7 +39,7 @@ class PictureCRF:
         self._field.addPairwiseBilateral(
             sxy=config.bilateral_sxy,
             srgb=config.bilateral_srgb,
-            rgbim=np.ascontiguousarray(rgb),
+            rgbim=np.require(rgb, requirements="CW"),  # its C code takes no other
             compat=config.bilateral_weight,
         )
 

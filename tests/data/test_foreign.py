@@ -60,6 +60,12 @@ def test_pictures_stand_upright_whatever_their_exif_says(corner, tmp_path, orien
     assert is_red(where)
 
 
+@pytest.mark.parametrize("long_side", [LONG, 30])
+def test_the_pixels_can_be_written_to_as_the_crf_wants_them(corner, tmp_path, long_side):
+    corner.save(tmp_path / "a.jpg")
+    assert load_upright(tmp_path / "a.jpg", long_side).rgb.flags.writeable
+
+
 def test_transparent_parts_are_white(corner, tmp_path):
     corner.putalpha(Image.new("L", corner.size, 0))
     corner.save(tmp_path / "a.png")

@@ -30,6 +30,12 @@ def test_cam_crf_matches_the_published_numbers(case):
     assert_same_labels(ours, case["crf_inference"])
 
 
+def test_a_picture_that_may_only_be_read_gives_the_same(case):
+    picture = case["img_rgb_u8"].copy()
+    picture.flags.writeable = False
+    np.testing.assert_array_equal(crf(picture, case["probs"]), crf(picture.copy(), case["probs"]))
+
+
 def test_deeplab_crf_matches_the_published_numbers_on_bgr(case):
     ours = crf(case["img_bgr_cv2"], case["probs"], DEEPLAB_CRF)
     np.testing.assert_allclose(ours, case["crf_dl"], rtol=1e-4, atol=1e-4)
