@@ -53,7 +53,7 @@ def _meant(argument: str, recursive: bool) -> Iterator[tuple[Path, str]]:
         path = Path(os.path.abspath(match))
         if path.is_dir():
             yield from _inside(path, recursive)
-        else:
+        elif not never_ends(path):
             yield path, path.name
 
 
@@ -62,9 +62,15 @@ def _inside(folder: Path, recursive: bool) -> Iterator[tuple[Path, str]]:
     for where, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith(".")) if recursive else []
         for file in files:
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in endings:
-                path = Path(where, file)
+            path = Path(where, file)
+            is_picture = not file.startswith(".") and os.path.splitext(file)[1].lower() in endings
+            if is_picture and not never_ends(path):
                 yield path, str(path.relative_to(folder))
+
+
+def never_ends(path: Path) -> bool:
+    """Whether it is a pipe, a socket or a device. What is not there is none: its name is told when it is read."""
+    return os.path.exists(path) and not os.path.isfile(path)
 
 
 def _named(wanted: Iterable[tuple[Path, str]]) -> Iterator[Found]:
@@ -81,4 +87,6 @@ def _nothing(argument: str, recursive: bool) -> str:
         return f"{argument}: no pictures in this folder{deeper}"
     if glob.has_magic(argument):
         return f"{argument}: no file has such a name; check the pattern (** means any depth of folders)"
+    if os.path.exists(argument):
+        return f"{argument}: a pipe or a device; give pictures, folders or patterns like 'photos/*.jpg'"
     return f"{argument}: no such file or folder; give pictures, folders or patterns like 'photos/*.jpg'"

@@ -1,5 +1,6 @@
 """Files, folders and patterns become pictures with names of their own."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,13 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tree):
 def test_a_link_to_nothing_is_a_picture_that_cannot_be_read_later(tree):
     (tree / "link.jpg").symlink_to(tree / "gone.jpg")
     assert names(find_pictures(["*.jpg"], recursive=False)) == ["link"]
+
+
+def test_a_pipe_which_would_be_waited_for_is_no_picture(tree):
+    os.mkfifo(tree / "photos" / "pipe.jpg")
+    assert names(find_pictures(["photos"], recursive=False)) == ["a", "b"]
+    with pytest.raises(UserError, match=r"pipe\.jpg: a pipe or a device"):
+        find_pictures(["photos/pipe.jpg"], recursive=False)
 
 
 def test_an_argument_that_means_nothing_is_refused(tree):
