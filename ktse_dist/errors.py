@@ -1,6 +1,8 @@
 """The one exception that means "the user can mend this", and how entry points show it."""
 
 import io
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 
@@ -12,12 +14,14 @@ class UserError(Exception):
 def run_main(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
     """Call an entry point; a UserError becomes `ktse: ...` on stderr and exit status 2, Ctrl-C exit status 130.
 
+    Where nobody reads the output any more, as after `| head`, it ends quietly with 141, as shells say SIGPIPE.
     `--debug` anywhere on the command line shows the traceback instead.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # progress shows at once in a log file, too
+        # progress shows at once in a log file, too; a name that the terminal cannot show is no reason to stop
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         main([a for a in arguments if a != "--debug"])
     except UserError as error:
@@ -28,3 +32,15 @@ def run_main(main: Callable[[list[str]], None], argv: Sequence[str] | None = Non
     except KeyboardInterrupt:
         print("ktse: interrupted; the same command goes on from what is finished", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        if debug or not nobody_reads():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
+        raise SystemExit(141) from None
+
+
+def nobody_reads() -> bool:
+    """Whether standard output is a pipe whose other end is closed; the broken pipe may also be another one."""
+    watched = select.poll()
+    watched.register(sys.stdout.fileno(), 0)
+    return bool(watched.poll(0))
