@@ -133,7 +133,7 @@ def describe(source: Source, work: WorkFolder, shards: dict[str, list[Finished]]
     skipped = [(split, *pair) for split, finished in shards.items() for each in finished for pair in each.skipped]
     if skipped:
         lines = [" ".join(f"{split} {name}: {why}".split()) + "\n" for split, name, why in skipped]
-        (work.set / SKIPPED).write_text("".join(lines))
+        (work.set / SKIPPED).write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
     indexes = {entry["index"] for entry in splits.values()}
     tars = {shard["name"] for entry in splits.values() for shard in entry["shards"]}
     work.keep_only(indexes | tars | {"dataset.json"} | ({SKIPPED} if skipped else set()))
