@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--verify", action="store_true", help="check every hash, every member and every tag")
     whole.add_argument("--sheet", type=Path, metavar="FILE.png", help="also write a contact sheet")
     whole.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    whole.add_argument("--workers", type=int, help="processes; changes only the time (default: one a CPU)")
+    whole.add_argument("--workers", type=int, metavar="N", help="processes; changes only the time (default: one a CPU)")
     return whole
 
 

@@ -8,8 +8,10 @@ from ktse_dist.data.pack.source import Source
 
 def add_packing(parser: argparse.ArgumentParser) -> None:
     """The folder to make, and how."""
-    parser.add_argument("out", type=Path, help="folder to make")
-    parser.add_argument("--workers", type=int, help="processes; changes only the time (default: one a CPU)")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes; changes only the time (default: one a CPU)"
+    )
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out what cannot be used, and list it in OUT/skipped.txt"
     )
