@@ -4,7 +4,7 @@ import contextlib
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -39,7 +39,8 @@ def read_tags(file: Path, classes: Sequence[str]) -> dict[Path, tuple[int, ...]]
         for name in row.tags:
             if name not in places:
                 where = f"--tags {file}, line {row.line}"
-                raise UserError(f"{where}: '{name}' is no class of the run; {nearest_class(name, classes)}")
+                mend = "part tags by ;" if "," in name else nearest_class(name, classes)
+                raise UserError(f"{where}: '{name}' is no class of the run; {mend}")
         tags = tuple(sorted({places[name] for name in row.tags}))
         if found.setdefault(picture, tags) != tags:
             raise UserError(
@@ -72,7 +73,7 @@ def _csv_rows(text: TextIO, said: str) -> Iterator[TagRow]:
                     f"{said}, line {reader.line_num}: not the columns of the first line; "
                     "write path,tags, several tags parted by ;"
                 )
-            yield TagRow(reader.line_num, row["path"], _parted(row["tags"]), row.get("split", "").strip())
+            yield TagRow(reader.line_num, row["path"], cleaned(_parted(row["tags"])), row.get("split", "").strip())
     except csv.Error as error:
         raise UserError(f"{said}, line {reader.line_num}: not CSV ({error}); mend the line") from None
 
@@ -91,7 +92,7 @@ def _json_rows(text: TextIO, said: str) -> Iterator[TagRow]:
         texts = isinstance(path, str) and isinstance(split, str)
         if not (texts and isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)):
             raise UserError(f'{said}, line {number}: not as {{"path": "a.jpg", "tags": ["dog"]}}; mend the line')
-        yield TagRow(number, path, tags, split)
+        yield TagRow(number, path, cleaned(tags), split.strip())
 
 
 def _parted(tags: str) -> list[str]:
@@ -100,10 +101,15 @@ def _parted(tags: str) -> list[str]:
         with contextlib.suppress(ValueError, RecursionError):
             listed = json.loads(tags)
             if all(isinstance(tag, str) for tag in listed):
-                return [tag.strip() for tag in listed if tag.strip()]
+                return listed
     for separator in SEPARATORS[1:]:
         tags = tags.replace(separator, SEPARATORS[0])
-    return [tag.strip() for tag in tags.split(SEPARATORS[0]) if tag.strip()]
+    return tags.split(SEPARATORS[0])
+
+
+def cleaned(tags: Iterable[str]) -> list[str]:
+    """Without the space around them, and without those of which nothing is left."""
+    return [tag.strip() for tag in tags if tag.strip()]
 
 
 def nearest_class(name: str, classes: Sequence[str]) -> str:

@@ -123,6 +123,40 @@ def test_masks_go_along_where_there_are_some(photos, tmp_path):
     assert list(masks) == ["cat/3"] and np.array_equal(masks["cat/3"], truth)
 
 
+def test_a_mask_is_found_whatever_the_case_of_its_ending(photos, tmp_path, capsys):
+    masks_of("3.PNG", "4.png")(photos)
+    packed(photos, tmp_path / "data", "--masks", tmp_path / "m")
+    assert "; 2 masks" in capsys.readouterr().out
+
+
+def test_tags_lose_the_space_around_them_however_they_are_written(photos, tmp_path):
+    lines = [("cat/0.jpg", [" cat", "dog ", ""]), ("cat/1.jpg", "cat ;"), ("dog/a.png", '[" dog "]')]
+    file = photos / "tags.jsonl"
+    file.write_text("".join(json.dumps({"path": path, "tags": tags}) + "\n" for path, tags in lines))
+    found = tags_of(packed(file, tmp_path / "data", "--val", "0.4"))
+    assert found == {"cat/0": ["cat", "dog"], "cat/1": ["cat"], "dog/a": ["dog"]}
+
+
+def test_a_name_that_is_no_utf8_can_be_left_out_by_name(photos, tmp_path):
+    (photos / "cat" / os.fsdecode(b"\xff.jpg")).write_bytes(b"\xff\xd8 no")
+    packed(photos, tmp_path / "data", "--skip-bad")
+    assert "cat/\\udcff.jpg: " in (tmp_path / "data" / "skipped.txt").read_text(encoding="utf-8")
+
+
+def test_links_within_the_source_are_packed_and_linked_folders_are_counted(photos, tmp_path, capsys):
+    (photos / "cat" / "link.jpg").symlink_to(photos / "dog" / "b.jpg")
+    (photos / "cat" / "deep").symlink_to(photos / "dog" / "deep")
+    assert tags_of(packed(photos, tmp_path / "data"))["cat/link"] == ["cat"]
+    assert "2 other files passed over (1 .txt, 1 link to a folder)" in capsys.readouterr().out
+
+
+def test_pictures_in_formats_that_nobody_reads_are_named_in_the_overview(photos, tmp_path, capsys):
+    for name in ("a.heic", "b.HEIC"):
+        (photos / "dog" / name).write_text("x")
+    packed(photos, tmp_path / "data")
+    assert "3 other files passed over (2 .heic, 1 .txt): convert .heic to JPEG" in capsys.readouterr().out
+
+
 def test_jpegs_are_copied_byte_for_byte(photos, tmp_path):
     index = packed(photos, tmp_path / "data")["train"]
     row = next(row for row in range(len(index)) if index.key(row).startswith("cat"))
@@ -238,6 +272,49 @@ def damaged(root: Path) -> None:
     (root / "cat" / "0.jpg").write_bytes(b"\xff\xd8 no")
 
 
+def linked_picture(root: Path) -> None:
+    (root / "cat" / "link.jpg").symlink_to(picture(root.parent / "secret.jpg"))
+
+
+def linked_class(root: Path) -> None:
+    picture(root.parent / "elsewhere" / "a.jpg")
+    (root / "bird").symlink_to(root.parent / "elsewhere")
+
+
+def linked_row(root: Path) -> None:
+    picture(root.parent / "elsewhere" / "a.jpg")
+    (root / "more").symlink_to(root.parent / "elsewhere")
+    table(root / "t.csv", ("more/a.jpg", "cat"))
+
+
+def pipe(root: Path) -> None:
+    os.mkfifo(root / "cat" / "pipe.jpg")
+
+
+def telephone_pictures(root: Path) -> None:
+    (root / "bird").mkdir()
+    for name in ("a.HEIC", "b.heic", "c.txt"):
+        (root / "bird" / name).write_text("x")
+
+
+def masks_of(*names: str):
+    def change(root: Path) -> None:
+        for name in names:
+            mask_at(root.parent / "m" / "cat" / name, np.ones((24, 32), np.uint8))
+
+    return change
+
+
+def linked_mask(root: Path) -> None:
+    mask_at(root.parent / "0.png", np.ones((24, 32), np.uint8))
+    (root.parent / "m" / "cat").mkdir(parents=True)
+    (root.parent / "m" / "cat" / "0.png").symlink_to(root.parent / "0.png")
+
+
+def class_of_a_space(root: Path) -> None:
+    picture(root / " " / "a.jpg")
+
+
 def nothing(root: Path) -> None:
     pass
 
@@ -304,6 +381,30 @@ WRONG = {
         rows(("cat/0.jpg", "background"), ("cat/1.jpg", "cat")),
         "{root}/t.csv {out}",
         ("'background'", "rename"),
+    ),
+    "a class without a name": (class_of_a_space, "{root} {out}", ("called ' '", "rename")),
+    "a tag with a comma": (rows(("cat/0.jpg", "cat,dog")), "{root}/t.csv {out}", ("line 2", "'cat,dog'", "by ;")),
+    "a path too long for any file": (
+        rows(("cat/" + 5000 * "x", "cat")),
+        "{root}/t.csv {out}",
+        ("line 2", "is no file there"),
+    ),
+    "a path that leaves through a link": (linked_row, "{root}/t.csv {out}", ("line 2", "more/a.jpg", "link")),
+    "a picture that is a link out": (linked_picture, "{root} {out}", ("cat/link.jpg", "leads out", "remove")),
+    "a class that is a link out": (linked_class, "{root} {out}", ("photos/bird", "leads out", "remove")),
+    "a pipe among the pictures": (pipe, "{root} {out}", ("pipe.jpg", "pipe or a device")),
+    "a class of formats that nobody reads": (
+        telephone_pictures,
+        "{root} {out}",
+        ("bird", "no pictures", "2 .heic, 1 .txt", "convert .heic to JPEG"),
+    ),
+    "a mask that is no PNG": (masks_of("0.png", "1.bmp"), "{root} {out} --masks {m}", ("cat/1.bmp", "no PNG")),
+    "a mask that is a link out": (linked_mask, "{root} {out} --masks {m}", ("cat/0.png", "leads out", "remove")),
+    "two masks of one name": (masks_of("0.png", "0.PNG"), "{root} {out} --masks {m}", ("cat/0.", "remove one")),
+    "classes of one picture each": (
+        rows(("cat/0.jpg", "cat"), ("dog/a.png", "dog")),
+        "{root}/t.csv {out}",
+        ("no picture in val", "two or more"),
     ),
 }
 

@@ -7,22 +7,25 @@ ignored. Pictures without one are fine, as are pictures without tags.
 import argparse
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from ktse_dist.data.pack.listing import Listing, class_names, read_table, read_tree, with_splits
+from ktse_dist.data.pack.listing import Listing, check_held_out, class_names, read_table, read_tree, with_splits
+from ktse_dist.data.pack.mask_folder import MaskFolder
 from ktse_dist.data.pack.options import add_packing, run_packing
-from ktse_dist.data.pack.source import Item, MaskFile
+from ktse_dist.data.pack.source import Item
+from ktse_dist.data.pack.tree import passed_over
+from ktse_dist.data.tag_file import cleaned
 from ktse_dist.errors import UserError
 
 TABLES = (".csv", ".jsonl", ".json", ".ndjson")
 
 
 class FolderSource:
-    """A listing whose pictures all have a split. masks: folder of the masks, None for a set without any."""
+    """A listing whose pictures all have a split. masks: None for a set without any."""
 
     kind = "folder"
 
-    def __init__(self, listing: Listing, classes: list[str], masks: Path | None):
+    def __init__(self, listing: Listing, classes: list[str], masks: MaskFolder | None):
         self.root, self.pictures, self.classes, self.masks = listing.root, listing.pictures, classes, masks
         self._ids = {name: place for place, name in enumerate(classes)}
 
@@ -30,15 +33,8 @@ class FolderSource:
         for name, tags, own_split in self.pictures:
             if own_split == split:
                 labels = tuple(sorted(self._ids[tag] for tag in tags))
-                yield Item(name, self.root / name, labels, f"folder: {name}", self._mask(name))
-
-    def _mask(self, name: str) -> MaskFile | None:
-        path = mask_path(self.masks, name) if self.masks else None
-        return MaskFile.at(path) if path and path.is_file() else None
-
-
-def mask_path(masks: Path, name: str) -> Path:
-    return masks / PurePosixPath(name).with_suffix(".png")
+                mask = self.masks.of(name) if self.masks else None
+                yield Item(name, self.root / name, labels, f"folder: {name}", mask)
 
 
 def add_parser(kinds: argparse._SubParsersAction) -> None:
@@ -58,10 +54,12 @@ def run(options: argparse.Namespace) -> None:
     if options.masks and not options.masks.is_dir():
         raise UserError(f"--masks {options.masks}: no such folder; give the one that the masks lie in")
     listing = with_splits(read(options.source, options.root), options.val)
-    given = [name.strip() for name in options.classes.split(",") if name.strip()]
-    source = FolderSource(listing, class_names(listing, given), options.masks)
-    if options.masks:
-        check_masks(source, every=options.source.is_dir())
+    classes = class_names(listing, cleaned(options.classes.split(",")))
+    check_held_out(listing)
+    masks = MaskFolder(options.masks) if options.masks else None
+    if masks:  # a table may well leave pictures out whose masks are there
+        masks.check([picture.name for picture in listing.pictures], every=options.source.is_dir())
+    source = FolderSource(listing, classes, masks)
     print(overview(source, listing))
     run_packing(source, options)
 
@@ -78,34 +76,12 @@ def read(source: Path, root: Path | None) -> Listing:
     return read_table(source, root or source.parent)
 
 
-def check_masks(source: FolderSource, every: bool) -> None:
-    """UserError for a mask that two pictures share; with `every` also for one that no picture has.
-
-    A table may well leave pictures out whose masks are there.
-    """
-    owners: dict[Path, str] = {}
-    for picture in source.pictures:
-        path = mask_path(source.masks, picture.name)
-        other = owners.setdefault(path, picture.name)
-        if other != picture.name and path.is_file():
-            raise UserError(f"{path}: is the mask of both {other} and {picture.name}; rename one of the pictures")
-    if every and any(path.is_file() for path in owners):
-        strays = (path for path in sorted(source.masks.rglob("*.png")) if path not in owners)
-        if stray := next(strays, None):
-            raise UserError(f"{stray}: a mask without a picture; give it the picture's path and name, or remove it")
-
-
 def overview(source: FolderSource, listing: Listing) -> str:
-    """What was found, before hours go into it. UserError for masks that belong to no picture."""
+    """What was found, before hours go into it."""
     counts = Counter(tag for picture in listing.pictures for tag in picture.tags)
     untagged = sum(not picture.tags for picture in listing.pictures)
     told = [f"{len(listing.pictures):,} pictures: " + ", ".join(f"{name} {counts[name]:,}" for name in source.classes)]
     told += [f"{untagged:,} without a tag"] if untagged else []
-    told += [f"{listing.others:,} other files passed over"] if listing.others else []
-    if source.masks:
-        masks = sum(mask_path(source.masks, picture.name).is_file() for picture in listing.pictures)
-        if not masks:
-            wanted = mask_path(source.masks, listing.pictures[0].name)
-            raise UserError(f"--masks {source.masks}: no mask of any picture; the first one's should be {wanted}")
-        told.append(f"{masks:,} masks")
+    told += [passed_over(listing.others)] if listing.others else []
+    told += [f"{source.masks.count([each.name for each in listing.pictures]):,} masks"] if source.masks else []
     return "; ".join(told)

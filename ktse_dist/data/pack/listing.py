@@ -4,19 +4,20 @@ import hashlib
 import itertools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ktse_dist.data.foreign import suffixes
 from ktse_dist.data.index import SPLITS
+from ktse_dist.data.pack import tree
 from ktse_dist.data.tag_file import nearest_class, tag_rows
 from ktse_dist.errors import UserError
 
 MOST_CLASSES = 254  # a mask's byte also holds the background and 255 for pixels to ignore
 RESERVED = "background"  # what is no class has this name in scores
+LONGEST_TOLD = 200  # characters of a path that nobody has checked
 SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "dev"}  # other people's names of splits
-ARCHIVER = "__MACOSX"  # a folder of notes that macOS puts into archives
 
 
 class Picture(NamedTuple):
@@ -28,29 +29,30 @@ class Picture(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """Pictures sorted by name, and how many files beside them are no pictures."""
+    """Pictures sorted by name, and the kinds of the files beside them that are no pictures."""
 
     root: Path
     pictures: list[Picture]
-    others: int
+    others: Counter[str]
 
 
 def read_tree(root: Path) -> Listing:
     """A folder a class; or train/ and val/, each with a folder a class. Folders below a class belong to it."""
     split_by_folder = all((root / split).is_dir() for split in SPLITS)
-    pictures, others = [], 0
-    if split_by_folder:
-        others = sum(1 for file in files_below(root) if file.relative_to(root).parts[0] not in SPLITS)
-    else:
+    if not split_by_folder:
         check_split_words(class_folders(root))
-    for split in SPLITS if split_by_folder else ("",):
-        for folder in class_folders(root / split):
-            files = list(files_below(folder))
-            named = [file.relative_to(root).as_posix() for file in files if file.suffix.lower() in suffixes()]
-            if not named:
-                raise UserError(f"{folder}: no pictures in this class's folder; add some, or remove the folder")
-            pictures += [Picture(name, (folder.name,), split) for name in named]
-            others += len(files) - len(named)
+    folders = {
+        folder: split for split in (SPLITS if split_by_folder else ("",)) for folder in class_folders(root / split)
+    }
+    pictures, others = [], Counter(map(tree.kind_of, tree.entries_below(root, but=folders)))
+    for folder, split in folders.items():
+        tree.check_inside(folder, root)
+        files, more = tree.pictures_below(folder, root)
+        if not files:
+            found = f" ({tree.passed_over(more)})" if more else ""
+            raise UserError(f"{folder}: no pictures in this class's folder{found}; add some, or remove the folder")
+        pictures += [Picture(file.relative_to(root).as_posix(), (folder.name,), split) for file in files]
+        others += more
     return Listing(root, sorted(pictures), others)
 
 
@@ -65,7 +67,7 @@ def check_split_words(folders: Sequence[Path]) -> None:
 
 
 def class_folders(root: Path) -> list[Path]:
-    entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith((".", ARCHIVER)))
+    entries = sorted(Path(entry.path) for entry in tree.listed(root))
     stray = next((entry for entry in entries if entry.is_file() and entry.suffix.lower() in suffixes()), None)
     if stray:
         raise UserError(
@@ -77,29 +79,34 @@ def class_folders(root: Path) -> list[Path]:
     return folders
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    for where, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith((".", ARCHIVER))]
-        yield from (Path(where, file) for file in files if not file.startswith("."))
-
-
 def read_table(file: Path, root: Path) -> Listing:
     """CSV or JSON lines with path, tags and perhaps split. Paths start at `root` and never leave it."""
     pictures: dict[str, Picture] = {}
+    real_root = os.path.realpath(root)
     for row in tag_rows(file, str(file)):
         where = f"{file}, line {row.line}"
         name = Path(os.path.relpath(os.path.abspath(root / row.path), os.path.abspath(root))).as_posix()
-        if name.startswith("../") or not (root / name).is_file():
-            what = "leaves it" if name.startswith("../") else "is no file there"
-            raise UserError(f"{where}: '{row.path}' {what}; paths start at {root}, or at --root DIR")
+        if wrong := why_not_there(root / name, name, real_root):
+            raise UserError(f"{where}: '{row.path[:LONGEST_TOLD]}' {wrong}; paths start at {root}, or at --root DIR")
         if row.split not in ("", *SPLITS):
             raise UserError(f"{where}: split '{row.split}'; allowed are {', '.join(SPLITS)}, or no such column")
+        if comma := next((tag for tag in row.tags if "," in tag), None):
+            raise UserError(f"{where}: the tag '{comma}' has a comma; part tags by ;")
         picture = Picture(name, tuple(sorted(set(row.tags))), row.split)
         if pictures.setdefault(name, picture) != picture:
             raise UserError(f"{where}: '{row.path}' has other tags in an earlier line; keep one of them")
     if not pictures:
         raise UserError(f"{file}: no line with a picture; write path,tags and below it one picture a line")
-    return Listing(root, sorted(pictures.values()), 0)
+    return Listing(root, sorted(pictures.values()), Counter())
+
+
+def why_not_there(path: Path, name: str, real_root: str) -> str:
+    """What is wrong with a table's path, of which nothing is known; "" for a file below the root."""
+    if name.startswith("../"):
+        return "leaves it"
+    if not os.path.isfile(path):  # False, too, for names that no file can have
+        return "is no file there"
+    return "" if tree.is_inside(path, real_root) else "leaves it through a link"
 
 
 def class_names(listing: Listing, given: Sequence[str]) -> list[str]:
@@ -115,7 +122,7 @@ def class_names(listing: Listing, given: Sequence[str]) -> list[str]:
         told = f"{len(names)} classes" if len(names) != 1 else f"one class ('{names[0]}')"
         raise UserError(f"{listing.root}: {told}; allowed are 2 to {MOST_CLASSES}; check the tags")
     for name in names:
-        if name == RESERVED or not name.isprintable():
+        if not name or name != name.strip() or name == RESERVED or not name.isprintable():
             raise UserError(f"{listing.root}: a class cannot be called {name!r}; rename it")
     for one, other in itertools.pairwise(sorted(found, key=str.casefold)):
         if one.casefold() == other.casefold():
@@ -145,6 +152,14 @@ def with_splits(listing: Listing, share: float) -> Listing:
     chosen = held_out(listing.pictures, share)
     splits = {True: "val", False: "train"}
     return listing._replace(pictures=[each._replace(split=splits[each.name in chosen]) for each in listing.pictures])
+
+
+def check_held_out(listing: Listing) -> None:
+    """UserError where nothing is left for val."""
+    if all(picture.split != "val" for picture in listing.pictures):
+        raise UserError(
+            f"{listing.root}: no picture in val; two or more pictures of each class are needed to hold one out"
+        )
 
 
 def held_out(pictures: Sequence[Picture], share: float) -> set[str]:
