@@ -84,9 +84,9 @@ CASES: dict[str, Case] = {
     "weights that are a pickle": (
         train.main,
         f"{SMALL} model.weights={{pickle}} run.name=pickled",
-        ("model.pth", "models.weights"),
+        ("model.pth", "ktse convert FILE"),
     ),
-    "checkpoint that is a pickle": (train.main, f"{SMALL} run.name=broken", ("step-00000007", "models.weights")),
+    "checkpoint that is a pickle": (train.main, f"{SMALL} run.name=broken", ("step-00000007", "ktse convert FILE")),
     "GPU asked for where there is none": (
         train.main,
         "data.path={data} run.root={runs} train.batch=[[0,2]] ray.use_gpu=true",

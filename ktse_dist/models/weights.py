@@ -1,7 +1,4 @@
-"""Weight files of ours: safetensors that say by themselves what they hold. convert.py makes them from others' files.
-
-python -m ktse_dist.models.weights FILE OUT.safetensors [--classes aeroplane,bicycle,...]
-"""
+"""Weight files of ours: safetensors that say by themselves what they hold. convert.py makes them from others' files."""
 
 import json
 import os
@@ -16,12 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ktse_dist.config import Network
-from ktse_dist.errors import UserError, run_main
+from ktse_dist.errors import UserError
 from ktse_dist.models import new_backbone
 from ktse_dist.models.cam_head import CamHead
 
 FORMAT = "ktse_dist model 1"
-CONVERT = "python -m ktse_dist.models.weights FILE OUT.safetensors"
+CONVERT = "ktse convert FILE OUT.safetensors"
 MAX_HIDDEN = 65_536  # width of a head; more is a damaged file
 
 
@@ -166,9 +163,3 @@ def check_fit(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Te
             raise UserError(f"{path}: '{name}' has {shapes}")
         if tensor.dtype != expected[name].dtype:
             raise UserError(f"{path}: '{name}' has type {tensor.dtype}, expected {expected[name].dtype}")
-
-
-if __name__ == "__main__":
-    from ktse_dist.models.convert import main  # it imports this module
-
-    run_main(main)

@@ -70,7 +70,7 @@ def load(path: Path) -> Checkpoint:
         raise UserError(
             f"{path}: not a checkpoint of ktse (a directory with {STATE} and two safetensors files). Files of PyTorch, "
             "DeepSpeed and mxnet are pickles, which can run code, so they are not opened here: for the weights alone, "
-            "`python -m ktse_dist.models.weights FILE OUT.safetensors` and model.weights=OUT.safetensors"
+            "`ktse convert FILE OUT.safetensors` and model.weights=OUT.safetensors"
         )
     record = _read_record(path)
     for file in (WEIGHTS, OPTIMIZER):

@@ -119,8 +119,8 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("model.weights", "torchvision's resnet101", "OUT.safetensors"),
     ),
     "backbone that does not exist": (f"{TRAIN}none model.backbone=vgg16", ("model.backbone", "vgg16", "resnet50")),
-    "weights missing": (f"{TRAIN}{{nowhere}}.safetensors", ("none.safetensors", "no such file", "models.weights FILE")),
-    "weights not converted yet": (f"{TRAIN}{{fixtures}}/v2.params", ("v2.params", "models.weights")),
+    "weights missing": (f"{TRAIN}{{nowhere}}.safetensors", ("none.safetensors", "no such file", "ktse convert FILE")),
+    "weights not converted yet": (f"{TRAIN}{{fixtures}}/v2.params", ("v2.params", "ktse convert FILE")),
     "weights of another backbone": (
         f"{TRAIN}{{lite}} model.backbone=resnet50",
         ("model.weights", "lite.safetensors", "efficientnet_lite0", "resnet50"),

@@ -76,7 +76,7 @@ def test_saving_replaces_the_file_and_leaves_nothing_else(tmp_path):
 def test_a_pickle_is_refused_with_the_converting_command(tmp_path, name):
     path = tmp_path / name
     torch.save({"conv1a.weight": torch.zeros(2)}, path)
-    with pytest.raises(UserError, match=r"python -m ktse_dist\.models\.weights FILE OUT\.safetensors") as caught:
+    with pytest.raises(UserError, match=r"ktse convert FILE OUT\.safetensors") as caught:
         load_safetensors(path)
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
@@ -210,7 +210,7 @@ def test_a_pickle_that_would_run_code_is_not_run(tmp_path):
 
     (tmp_path / "sly.pth").write_bytes(pickle.dumps({"conv1a.weight": Sly()}, protocol=2))
     run = subprocess.run(
-        [sys.executable, "-m", "ktse_dist.models.weights", tmp_path / "sly.pth", tmp_path / "out.safetensors"],
+        [sys.executable, "-m", "ktse_dist.models.convert", tmp_path / "sly.pth", tmp_path / "out.safetensors"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 2 and run.stderr.startswith("ktse: ") and "ran" not in run.stdout

@@ -97,7 +97,7 @@ def test_pickles_are_refused_with_the_command_that_converts_them(tmp_path):
     (tmp_path / "deepspeed").mkdir()
     torch.save({}, tmp_path / "deepspeed" / "mp_rank_00_model_states.pt")
     for path in (tmp_path / "model.pt", tmp_path / "deepspeed"):
-        with pytest.raises(UserError, match=r"python -m ktse_dist.models.weights FILE OUT.safetensors"):
+        with pytest.raises(UserError, match=r"`ktse convert FILE OUT.safetensors`"):
             checkpoint.load(path)
 
 
