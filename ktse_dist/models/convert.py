@@ -42,8 +42,6 @@ def convert(source: Path, target: Path, classes: Sequence[str] = ()) -> str:
     """
     if not source.is_file():
         raise UserError(f"{source}: no such file")
-    if not target.parent.is_dir():
-        raise UserError(f"{target}: no such folder as {target.parent}; make it first")
     with source.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if target.exists():
@@ -56,6 +54,7 @@ def convert(source: Path, target: Path, classes: Sequence[str] = ()) -> str:
     check_fit(source, shapes, expected(network, tensors, len(classes)))  # before anything is copied
     tensors = {name: finite(source, name, tensor.to(floats(tensor))) for name, tensor in tensors.items()}
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         save_model(target, tensors, network, classes, {"source": source.name, "source_sha256": sha256})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{target}: cannot be written ({error})") from None
@@ -93,13 +92,21 @@ def read_state(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # of odd pickle versions, which are damage: one line says so
             state = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGED as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not a PyTorch or mxnet file of tensors alone ({reason}); {KNOWN} are read") from None
+        raise UserError(
+            f"{path}: not a PyTorch or mxnet file of tensors alone ({reason(error)}); {KNOWN} are read"
+        ) from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not state or not all(map(is_entry, state.items())):
         raise UserError(f"{path}: not a state dict (a dictionary of names and dense tensors); {KNOWN} are read")
     return state
+
+
+def reason(error: Exception) -> str:
+    """Why torch.load refused a file. Its own words about pickles advise to run whatever code is in them."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds more than tensors, or is no PyTorch file"
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def is_entry(entry: tuple[object, object]) -> bool:

@@ -117,6 +117,11 @@ def test_torchvision_s_file_becomes_a_backbone_without_its_classifier(converted)
         assert torch.equal(tensor, value(name, tuple(tensor.shape))), name
 
 
+def test_the_target_s_folders_are_made(resnet50, tmp_path):
+    convert(resnet50, tmp_path / "a" / "b" / "resnet50.safetensors")
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["resnet50.safetensors"]
+
+
 def test_a_converted_file_remembers_its_source(converted, resnet50):
     metadata = load_safetensors(converted[0])[1]
     assert metadata["source"] == resnet50.name
