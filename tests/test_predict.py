@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index
 from ktse_dist.data.pack.writer import Sample, new_dataset, write_about, write_split
 from ktse_dist.data.palette import voc_palette
+from ktse_dist.data.search import find_pictures
 from ktse_dist.errors import run_main
 from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.models.weights import save_model
@@ -100,6 +102,16 @@ def test_every_picture_gets_a_palette_mask_of_its_upright_size_an_overlay_and_sc
         assert [record["share"].get(name, 0) for name in ("background", *CLASSES)] == pytest.approx(counts, abs=1e-6)
         assert set(record["probabilities"]) == set(CLASSES)
         assert Image.open(tmp_path / "out" / record["overlay"]).size[0] >= 220
+
+
+def test_the_crf_refines_in_the_networks_own_process_too(run, photos, tmp_path):
+    pytest.importorskip("pydensecrf")
+    predictor = replace(predict.predictor_of(run, 0.0, None, processes=0), refine="crf")
+    found = find_pictures([str(photos)], recursive=False)
+    log = PredictionLog(tmp_path / "out", {})
+    assert predict.predict(predictor, predict.wanted(found, {}, log), log) == {}
+    log.close()
+    assert len(list((tmp_path / "out" / "masks").rglob("*.png"))) == len(found)
 
 
 def test_given_tags_make_the_masks_that_ktse_masks_makes(run, tmp_path):
@@ -265,6 +277,7 @@ TAG_FILES = {
     "elsewhere": "path,tags\nb.jpg,dog\n",
     "twice": "path,tags\nphotos/a.jpg,dog\nphotos/a.jpg,bottle\n",
     "commas": "path,tags\nphotos/a.jpg,dog,bottle\n",
+    "quoted": 'path,tags\nphotos/a.jpg,"dog,bottle"\n',
     "nothing": "path,tags\n",
     "json_broken": '{"path": "photos/a.jpg", "tags"\n',
     "json_number": '{"path": "photos/a.jpg", "tags": 3}\n',
@@ -287,6 +300,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "tags of other pictures": (f"{GOOD} --tags {{elsewhere}}", ("elsewhere", "none of the 1 pictures", "folder")),
     "two opinions of one picture": (f"{GOOD} --tags {{twice}}", ("line 3", "photos/a.jpg", "earlier")),
     "tags parted by commas": (f"{GOOD} --tags {{commas}}", ("line 2", "parted by ;")),
+    "a tag with a comma": (f"{GOOD} --tags {{quoted}}", ("line 2", "'dog,bottle'", "part tags by ;")),
     "tags without a line": (f"{GOOD} --tags {{nothing}}", ("nothing.csv", "no line")),
     "tags that are no JSON": (f"{GOOD} --tags {{json_broken}}", ("line 1", "not JSON")),
     "tags of a wrong kind": (f"{GOOD} --tags {{json_number}}", ("line 1", '"tags": ["dog"]')),
