@@ -58,10 +58,18 @@ def save_model(
         metadata |= {"classes": json.dumps(list(classes)), "hidden": str(tensors["head.fc8.weight"].shape[0])}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, temporary, metadata)
+        save_tensors(tensors, temporary, metadata)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file with the permissions of any new file: save_file alone makes one for its owner only."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata)
+    path.chmod(mode)
 
 
 def load_model(path: Path) -> Model:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ktse_dist.errors import UserError
+from ktse_dist.models.weights import save_tensors
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 FORMAT = 1
@@ -46,8 +47,8 @@ def save(
     _recover(folder)
     unfinished = folder / f"{UNFINISHED}{name}"
     unfinished.mkdir()
-    save_file(weights, unfinished / WEIGHTS)
-    save_file(momentum, unfinished / OPTIMIZER)
+    save_tensors(weights, unfinished / WEIGHTS)
+    save_tensors(momentum, unfinished / OPTIMIZER)
     digests = {file: _file_digest(unfinished / file) for file in (WEIGHTS, OPTIMIZER)}
     record = {"format": FORMAT, "state": state, "files": digests}
     (unfinished / STATE).write_text(json.dumps(record | {"digest": _digest(record)}, indent=2) + "\n")

@@ -1,3 +1,4 @@
+import os
 import pickle
 import subprocess
 import sys
@@ -70,6 +71,15 @@ def test_saving_replaces_the_file_and_leaves_nothing_else(tmp_path):
         save_model(tmp_path / "m.safetensors", state_of(*build(LITE, count)), LITE, ["a", "b", "c"][:count])
     assert [f.name for f in tmp_path.iterdir()] == ["m.safetensors"]
     assert len(load_model(tmp_path / "m.safetensors").classes) == 3
+
+
+def test_a_saved_model_is_for_all_whom_the_umask_allows(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_model(tmp_path / "m.safetensors", state_of(*build(LITE, 2)), LITE, ["a", "b"])
+    finally:
+        os.umask(before)
+    assert (tmp_path / "m.safetensors").stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize("name", ["old.pth", "old.bin", "sly.safetensors"])

@@ -41,6 +41,15 @@ def test_a_checkpoint_without_momentum_can_be_saved(tmp_path):
     assert checkpoint.load(tmp_path / "phase1").momentum == {}
 
 
+def test_a_checkpoint_s_files_are_for_all_whom_the_umask_allows(tmp_path):
+    before = os.umask(0o027)
+    try:
+        path = write(tmp_path, 1)
+    finally:
+        os.umask(before)
+    assert {file.name: file.stat().st_mode & 0o777 for file in path.iterdir()} == dict.fromkeys(os.listdir(path), 0o640)
+
+
 def test_latest_is_the_highest_step_and_no_named_one(tmp_path):
     assert checkpoint.latest(tmp_path / "absent") is None
     write(tmp_path, 0, name="phase1")
@@ -121,7 +130,7 @@ def killed(before):
             os.kill(os.getpid(), signal.SIGKILL)
         return before(*arguments, **names)
     return call
-for owner, name in ((checkpoint, "save_file"), (checkpoint, "_sync"), (Path, "write_text"), (Path, "rename")):
+for owner, name in ((checkpoint, "save_tensors"), (checkpoint, "_sync"), (Path, "write_text"), (Path, "rename")):
     setattr(owner, name, killed(getattr(owner, name)))
 checkpoint.save(Path(sys.argv[1]), "step-00000002", {"w": torch.ones(3)}, {}, {"step": 2}, 10)
 """
