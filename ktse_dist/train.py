@@ -19,26 +19,30 @@ from ktse_dist.training.loop import run
 from ktse_dist.training.setup import fast_precision, prepare_process, start_logging
 
 STOPPED = 143  # exit status: what a shell reports for a process that SIGTERM ended
+DRY_RUN = (
+    "check all that a start checks, print config, data, parameters, memory, steps, weights; stop. Exit status 2 for "
+    "what would stop the run; weights that are not there yet are only the last line, 'not ready: ...', and status 0"
+)
 NEEDED = {"torch": (), "ddp": ("ray",), "deepspeed": ("ray", "deepspeed")}  # packages of each engine
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="ktse train", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML, or a built-in one: demo (default), own")
-    parser.add_argument("--dry-run", action="store_true", help="print config, data, parameters, memory, steps; stop")
+    parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="keys set over the config")
     options = parser.parse_args(arguments)
     config = resolved(load_config(options.config, options.overrides))
     folder = run_folder(config)
     start_logging()
-    if options.dry_run:
-        print(to_yaml(config), describe(config), sep="\n")
-        return
     planned = jobs(config, folder)
     check_installed(config)
     check_kernels()
     prepared = [prepare(job) for job in planned]
-    index, _, saved = prepared[0]
+    index, schedule, saved = prepared[0]
+    if options.dry_run:
+        print(to_yaml(config), describe(config, index, schedule, saved), sep="\n")
+        return
     if not saved:
         print(f"model.weights: {models.starting_point(config.model, index.classes)}")
     make_folder(folder)

@@ -38,6 +38,10 @@ def files(tmp_path_factory) -> Files:
     pack_stickers(made["torn"], train=10, val=2)
     index = made["torn"] / "train.index"
     index.write_bytes(index.read_bytes()[:-20])
+    made["cut"] = folder / "cut"
+    pack_stickers(made["cut"], train=10, val=2)
+    shard = made["cut"] / "val-00000.tar"
+    shard.write_bytes(shard.read_bytes()[:-20])
     made["run"] = folder / "runs" / "broken"
     made["run"].mkdir(parents=True)
     (made["run"] / "checkpoints" / "step-00000007").mkdir(parents=True)
@@ -81,6 +85,11 @@ CASES: dict[str, Case] = {
     "no data": (train.main, "data.path={empty}", ("empty", "dataset.json")),
     "data of another format": (train.main, "data.path={foreign}", ("dataset.json", "99")),
     "index cut short": (train.main, "data.path={torn} run.root={runs}", ("train.index",)),
+    "dry run on a shard cut short": (
+        train.main,
+        "data.path={cut} run.root={runs} train.batch=[[0,2]] --dry-run",
+        ("val-00000.tar", "bytes, expected are"),
+    ),
     "weights that are a pickle": (
         train.main,
         f"{SMALL} model.weights={{pickle}} run.name=pickled",

@@ -1,5 +1,7 @@
 """What a run would be, without running it: data, parameters, memory, steps."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -7,17 +9,18 @@ from ktse_dist import models
 from ktse_dist.config import Config
 from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError
-from ktse_dist.run_folder import dataset_path
+from ktse_dist.training.checkpoint import Checkpoint
 from ktse_dist.training.schedule import Schedule
 
 GIGABYTE = 1e9
 FP32 = 4  # bytes
 
 
-def describe(config: Config) -> str:
-    """Lines for people. Memory is an estimate: weights, gradients, momentum and the activations kept for backward."""
-    index = Index.open(dataset_path(config), "train")
-    schedule = Schedule(config, len(index))
+def describe(config: Config, index: Index, schedule: Schedule, saved: Checkpoint | None) -> str:
+    """Lines for people, from what a start found (job.prepare). UserError for weights that are there and do not fit.
+
+    Memory is an estimate: weights, gradients, momentum and the activations kept for backward.
+    """
     with torch.device("meta"):
         backbone, head = models.build(config.model, len(index.classes), load_weights=False)
     parameters = list(backbone.parameters()) + list(head.parameters())
@@ -27,21 +30,26 @@ def describe(config: Config) -> str:
     return "\n".join(
         [
             f"data: {len(index):,} training pictures, {len(index.classes)} classes, {index.path}",
-            f"model.weights: {starting_point(config, index)}",
             f"parameters: {sum(p.numel() for p in parameters):,}, of which {trainable:,} are trained",
             f"memory of each of {config.world} workers: about {state:.2f} GB for weights, gradients and momentum, "
             f"{activations:.2f} GB for activations",
             f"steps: {schedule.phase1_steps:,} of classification, "
             f"{schedule.total_steps - schedule.phase1_steps:,} of KTSE, {schedule.pictures_after(0):,} pictures in all",
+            f"model.weights: {starting_point(config, index, saved)}",
         ]
     )
 
 
-def starting_point(config: Config, index: Index) -> str:
-    """What training would start from, or why it would not: a dry run may come before the weights are there."""
+def starting_point(config: Config, index: Index, saved: Checkpoint | None) -> str:
+    """What training would start from, or that it is not there yet: a dry run may come before the weights are made."""
+    if saved:
+        return f"not looked at, the run goes on from step {saved.state['step']:,}"
+    weights = config.model.weights
     try:
         return models.starting_point(config.model, index.classes)
     except UserError as error:
+        if not isinstance(weights, Path) or weights.exists():
+            raise
         return f"not ready: {error}"
 
 
