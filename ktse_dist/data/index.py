@@ -21,8 +21,11 @@ FORMAT = 1
 MAGIC = b"KTSEIDX1"
 _MEMBER = [("offset", "<u4"), ("size", "<u4"), ("crc32", "<u4")]
 RECORD = np.dtype([("shard", "<u4"), ("image", _MEMBER), ("json", _MEMBER), ("mask", _MEMBER), ("key_end", "<u4")])
+SHOWN = 80  # letters of a key that is none
 HEADER = len(MAGIC) + 3 * 8
 SPLITS = ("train", "val")
+KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")  # names files and members of tars, stands in HTML
+EXTENSIONS = {"image": "jpg", "json": "json", "mask": "mask.png"}  # a member is named KEY.EXTENSION
 SHARD_NAME, SPLIT_NAME = re.compile(r"[\w-]+\.tar"), re.compile(r"[\w-]+")
 
 
@@ -78,8 +81,21 @@ class Index:
         return len(self.samples)
 
     def key(self, row: int) -> str:
+        """The name of a picture; of a foreign index any text, so `check_keys` comes before it names a file."""
         ends = self.samples["key_end"]
-        return self._keys[int(ends[row - 1]) if row else 0 : int(ends[row])].tobytes().decode()
+        return self._keys[int(ends[row - 1]) if row else 0 : int(ends[row])].tobytes().decode(errors="backslashreplace")
+
+    def odd_key(self) -> str | None:
+        """The first key that `ktse pack` would not have written, if any."""
+        return next((key for key in map(self.key, range(len(self))) if not KEY.fullmatch(key)), None)
+
+    def check_keys(self) -> None:
+        """UserError for an index with a key that `ktse pack` would not have written."""
+        odd = self.odd_key()
+        if odd is not None:
+            file = self.path / f"{self.split}.index"
+            allowed = "allowed are letters, digits and _ / -"
+            raise UserError(f"{file}: {odd[:SHOWN]!r} is no key; {allowed}; pack the data set again")
 
     def labels(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Tags of some rows: float32 [n,C], 0 or 1."""
@@ -122,11 +138,16 @@ def read_dataset(path: Path) -> dict[str, Any]:
 
 
 def _well_formed(about: dict[str, Any]) -> bool:
-    """Classes, colours, and splits and shards that are plain names: a data set never points outside its folder."""
+    """Classes, their colours and that of the background, and splits and shards that are plain names.
+
+    So a data set never points outside its folder.
+    """
     classes, palette, splits = about.get("classes"), about.get("palette"), about.get("splits")
     if not (isinstance(classes, list) and isinstance(palette, list) and isinstance(splits, dict)):
         return False
-    if not (all(map(_is_colour, palette)) and all(map(SPLIT_NAME.fullmatch, splits))):
+    if len(palette) != len(classes) + 1 or not all(map(_is_colour, palette)):
+        return False
+    if not all(map(SPLIT_NAME.fullmatch, splits)):
         return False
     entries = [entry.get("shards") if isinstance(entry, dict) else None for entry in splits.values()]
     return all(isinstance(name, str) for name in classes) and all(

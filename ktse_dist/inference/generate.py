@@ -70,9 +70,10 @@ class SeedScores:
 
 
 class SeedSource:
-    """The seeds of one network over one split."""
+    """The seeds of one network over one split. UserError for an index whose keys can name no file."""
 
     def __init__(self, network: CamNetwork, index: Index, config: Masks, resize: Resize):
+        index.check_keys()
         self.network, self.index, self.config, self.resize = network, index, config, resize
         self.reader = Reader(index)
         self.kept: dict[int, Seed] = {}  # calibration's pictures, which are soon asked for again

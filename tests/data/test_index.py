@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ktse_dist.data.index import RECORD, Entry, Index, encode_index
+from ktse_dist.data.palette import voc_palette
 from ktse_dist.errors import UserError
 
 U32 = st.integers(0, 2**32 - 1)
@@ -22,7 +23,8 @@ def dataset(folder: Path, entries: list[Entry], count: int = 3, **changes) -> Pa
     folder.mkdir(exist_ok=True)
     (folder / "train.index").write_bytes(encode_index(entries, count))
     names = [f"class {n}" for n in range(count)]
-    about = {"format": 1, "classes": names, "palette": [], "splits": {"train": {"shards": [SHARD]}}} | changes
+    parts = {"classes": names, "palette": voc_palette(count + 1), "splits": {"train": {"shards": [SHARD]}}}
+    about = {"format": 1} | parts | changes
     (folder / "dataset.json").write_text(json.dumps(about))
     return folder
 
@@ -94,7 +96,7 @@ def test_an_index_of_no_pictures_is_refused(tmp_path):
 
 
 def test_an_index_of_other_classes_is_refused(tmp_path):
-    dataset(tmp_path, [entry()], 3, classes=[f"class {n}" for n in range(12)])
+    dataset(tmp_path, [entry()], 3, classes=[f"class {n}" for n in range(12)], palette=voc_palette(13))
     with pytest.raises(UserError, match=r"train\.index"):
         Index.open(tmp_path, "train")
 
@@ -104,10 +106,27 @@ def test_a_split_that_is_not_there_is_answered_with_those_that_are(tmp_path):
         Index.open(dataset(tmp_path, [entry()]), "test")
 
 
+@pytest.mark.parametrize("key", ["../a", "/a", "a//b", "a.b", "a b", "a\nb", "<b>", "é", "a/"])
+def test_keys_that_pack_does_not_write_are_refused_in_one_line(tmp_path, key):
+    index = Index.open(dataset(tmp_path, [entry("a"), entry(key)]), "train")
+    with pytest.raises(UserError, match=r"train\.index: .* is no key; allowed are .*pack the data set again") as caught:
+        index.check_keys()
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_whose_ends_lie_are_refused(tmp_path):
+    file = dataset(tmp_path, [entry("ab"), entry("cd")]) / "train.index"
+    content = bytearray(file.read_bytes())
+    content[32 + RECORD.fields["key_end"][1]] = 4  # the end of the first key, which is then that of the last
+    file.write_bytes(content)
+    assert Index.open(tmp_path, "train").odd_key() == ""
+
+
 OUTSIDE = SHARD | {"name": "../train-00000.tar"}
 WRONG = {
     "no classes": {"classes": None},
     "classes that are numbers": {"classes": [1, 2, 3]},
+    "a colour too few": {"palette": voc_palette(3)},
     "no splits": {"splits": None},
     "a split without shards": {"splits": {"train": {}}},
     "a shard without its size": {"splits": {"train": {"shards": [{"name": "train-00000.tar"}]}}},

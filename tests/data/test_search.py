@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktse_dist.data.pack.writer import KEY
+from ktse_dist.data.index import KEY
 from ktse_dist.data.search import Found, _named, find_pictures
 from ktse_dist.errors import UserError
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktse_dist.data.decode import BadSample
-from ktse_dist.data.index import Index
-from ktse_dist.data.pack.writer import KEY, Sample, key_of, new_dataset, write_about, write_split
+from ktse_dist.data.index import KEY, Index
+from ktse_dist.data.pack.writer import Sample, key_of, new_dataset, write_about, write_split
 from ktse_dist.data.reader import Reader
 from ktse_dist.errors import UserError
 

@@ -7,25 +7,29 @@ from pathlib import Path
 import pytest
 import webdataset as wds
 
+from ktse_dist.config import Masks
 from ktse_dist.data.index import Entry, Index, encode_index
+from ktse_dist.data.palette import voc_palette
 from ktse_dist.errors import UserError
+from ktse_dist.inference.generate import SeedSource
 from ktse_dist.inference.mask_shards import MaskFiles, MaskIndex, write_mask_index, write_mask_shard
 
 KEYS = ("boat", "cat", "cow", "dog", "sheep")
 
 
-def pictures(folder: Path, tags: tuple[int, ...] = (0, 1, 1, 1, 1)) -> Index:
+def pictures(folder: Path, tags: tuple[int, ...] = (0, 1, 1, 1, 1), keys: tuple[str, ...] = KEYS) -> Index:
     """The index of 5 pictures in 2 shards; the picture shards themselves are not needed."""
     folder.mkdir()
     none = (0, 0, 0)
     entries = [
-        Entry(key, int(row > 2), none, none, None, [tag]) for row, (key, tag) in enumerate(zip(KEYS, tags, strict=True))
+        Entry(key, int(row > 2), none, none, None, [tag]) for row, (key, tag) in enumerate(zip(keys, tags, strict=True))
     ]
     (folder / "train.index").write_bytes(encode_index(entries, classes=2))
     shards = [
         {"name": f"train-0000{n}.tar", "bytes": 0, "samples": size, "sha256": ""} for n, size in enumerate((3, 2))
     ]
-    about = {"format": 1, "classes": ["ship", "animal"], "palette": [], "splits": {"train": {"shards": shards}}}
+    parts = {"classes": ["ship", "animal"], "palette": voc_palette(3), "splits": {"train": {"shards": shards}}}
+    about = {"format": 1} | parts
     (folder / "dataset.json").write_text(json.dumps(about))
     return Index.open(folder, "train")
 
@@ -89,6 +93,12 @@ def test_pictures_without_masks_are_named_when_asked_for(masks, index):
 def test_masks_of_another_data_set_are_refused(masks, tmp_path):
     with pytest.raises(UserError, match="made for other pictures"):
         MaskIndex(masks, pictures(tmp_path / "other", tags=(1, 1, 1, 1, 1)))
+
+
+def test_seeds_are_not_made_of_pictures_whose_names_lead_elsewhere(tmp_path):
+    index = pictures(tmp_path / "foreign", keys=("boat", "cat", "cow", "../dog", "sheep"))
+    with pytest.raises(UserError, match=r"train\.index: '\.\./dog' is no key"):
+        SeedSource(None, index, Masks(), "opencv")
 
 
 def test_a_shard_of_other_pictures_is_refused_by_name(masks, index):

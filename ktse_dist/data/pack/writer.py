@@ -18,14 +18,13 @@ from typing import IO, Any, NamedTuple
 
 import webdataset as wds
 
-from ktse_dist.data.index import FORMAT, Entry, Shard, encode_index, join_indexes
+from ktse_dist.data.index import EXTENSIONS, FORMAT, KEY, Entry, Shard, encode_index, join_indexes
 from ktse_dist.data.palette import voc_palette
 from ktse_dist.errors import UserError
 
 SHARD_BYTES = 64_000_000
-KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-MEMBERS = {"jpg": "image", "json": "json", "mask.png": "mask"}
+MEMBERS = {extension: member for member, extension in EXTENSIONS.items()}
 
 
 class Sample(NamedTuple):
