@@ -23,9 +23,13 @@ def keep_settings(folder: Path, model: Path, config: Masks, resize: Resize, indi
     now |= {f"index of {index.split}": index.sha256 for index in indices}
     file = folder / "settings.json"
     then = json.loads(file.read_text()) if file.is_file() else now
+    missing = [key for key in now if key not in then]
+    if missing:
+        older = f"lacks '{missing[0]}', so an older version made the masks in {folder}"
+        raise UserError(f"{file}: {older}; delete {folder} to make them anew")
     for key, value in now.items():
-        if then.get(key) != value:
-            raise UserError(difference(folder, model, key, then.get(key), value))
+        if then[key] != value:
+            raise UserError(difference(folder, model, key, then[key], value))
     write_text(file, json.dumps(now, indent=1) + "\n")
 
 

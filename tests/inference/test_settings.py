@@ -1,5 +1,6 @@
 """Masks of a folder are made alike, or not at all."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -25,6 +26,16 @@ def test_the_same_settings_go_on_and_more_processes_do_not_matter(made):
 def test_masks_of_other_pictures_are_not_mixed(made):
     with pytest.raises(UserError, match=r"data\.path: other pictures .* \(index of val\)"):
         keep_settings(made / "masks", made / "model", Masks(), "opencv", [SimpleNamespace(split="val", sha256="b")])
+
+
+@pytest.mark.parametrize("key", ["index of val", "resize", "scales"])
+def test_masks_of_an_older_version_are_told_as_such(made, key):
+    file = made / "masks" / "settings.json"
+    kept = json.loads(file.read_text())
+    del kept[key]
+    file.write_text(json.dumps(kept))
+    with pytest.raises(UserError, match=rf"settings\.json: lacks '{key}', so an older version made .* delete .*masks"):
+        keep_settings(made / "masks", made / "model", Masks(), "opencv", [SimpleNamespace(split="val", sha256="a")])
 
 
 def test_masks_of_another_model_are_not_mixed(made):
