@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from ktse_dist.data.examine import IGNORE, Findings
+from ktse_dist.data.examine import Findings
 from ktse_dist.data.index import Index
+from ktse_dist.data.palette import IGNORE
 
 ROWS = 4096  # tags unpacked at a time
 MOST_CLASSES = 1000  # up to here every pair of classes is counted

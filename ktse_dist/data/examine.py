@@ -13,10 +13,10 @@ import simplejpeg
 
 from ktse_dist.data.decode import MAX_SIDE, BadSample, check_size, decode_jpeg, decode_mask
 from ktse_dist.data.index import Index, Shard
+from ktse_dist.data.palette import IGNORE
 from ktse_dist.data.verify import Members, Problem, Problems, check_members, check_shard, member_name, tar_members
 
 HEAD = 1 << 16  # bytes in which a JPEG's size stands, unless large notes precede it
-IGNORE = 255
 MOST_LETTERS = 200  # told of wrong labels
 
 

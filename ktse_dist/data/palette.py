@@ -1,4 +1,6 @@
-"""The colours of masks."""
+"""What the values of masks mean, and their colours: 0 background, class + 1, IGNORE."""
+
+IGNORE = 255  # pixels of which nothing is known; no score counts them
 
 
 def voc_palette(colours: int) -> list[list[int]]:

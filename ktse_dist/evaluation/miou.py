@@ -2,9 +2,8 @@
 
 import numpy as np
 
+from ktse_dist.data.palette import IGNORE
 from ktse_dist.errors import UserError
-
-IGNORE = 255  # pixels of this truth are not counted
 
 
 def check_truth(truth: np.ndarray, classes: int) -> None:

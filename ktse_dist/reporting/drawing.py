@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from ktse_dist.evaluation.miou import IGNORE
+from ktse_dist.data.palette import IGNORE
 
 if TYPE_CHECKING:
     from ktse_dist.inference.multiscale import PictureCams

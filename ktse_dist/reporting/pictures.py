@@ -10,8 +10,8 @@ from PIL import Image
 
 from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index
+from ktse_dist.data.palette import IGNORE
 from ktse_dist.data.reader import Reader
-from ktse_dist.evaluation.miou import IGNORE
 from ktse_dist.inference.generate import Seed, SeedSource
 from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.inference.refine import sized

@@ -12,10 +12,11 @@ import simplejpeg
 from ktse_dist.data.decode import decode_jpeg, decode_mask
 from ktse_dist.data.index import SPLITS, Index
 from ktse_dist.data.pack import __main__ as command
-from ktse_dist.data.pack.compose import IGNORE, PRIOR, USUAL_SCENES, compose, draw_labels, draw_scene
+from ktse_dist.data.pack.compose import PRIOR, USUAL_SCENES, compose, draw_labels, draw_scene
 from ktse_dist.data.pack.drawings import FOLDER, classes, drawings
 from ktse_dist.data.pack.scenes import SCENES
 from ktse_dist.data.pack.stickers import pack_stickers
+from ktse_dist.data.palette import IGNORE
 from ktse_dist.data.reader import Reader
 from ktse_dist.errors import UserError
 

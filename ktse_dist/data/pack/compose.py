@@ -16,10 +16,10 @@ from ktse_dist.data.pack.drawings import Drawing, classes, drawings
 from ktse_dist.data.pack.mask_png import mask_png
 from ktse_dist.data.pack.noise import add_sensor_noise
 from ktse_dist.data.pack.scenes import SCENES, scene
+from ktse_dist.data.palette import IGNORE
 
 Rng = np.random.Generator
 QUALITY = 92
-IGNORE = 255
 CLASS_COUNTS = (0.6, 0.3, 0.1)  # shares of pictures with 1, 2 and 3 classes
 PRIOR = 0.7  # share of pictures whose main class stands where it usually does: what makes CAMs follow context
 USUAL_SCENES = {

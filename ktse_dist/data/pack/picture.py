@@ -19,10 +19,10 @@ from ktse_dist.data.decode import BadSample, check_size
 from ktse_dist.data.foreign import DAMAGED, eight_bit, readable, why
 from ktse_dist.data.pack.mask_png import mask_png
 from ktse_dist.data.pack.source import MAX_FILE_BYTES, Item
+from ktse_dist.data.palette import IGNORE
 from ktse_dist.errors import UserError
 
 QUALITY = 95
-IGNORE = 255
 
 
 class Planned(NamedTuple):
