@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=PRESETS)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--try", nargs="+", dest="trial", metavar=("NAME", "a.b=c"), help="one row of the search")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the rows: a point a seed, a line a preset")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the rows: a line a preset and seed")
     parser.add_argument("--quick", action="store_true", help="read the rows that are there, train nothing")
     options = parser.parse_args()
     start_logging()
@@ -190,17 +190,18 @@ def summary(rows: list[dict[str, str]]) -> dict[str, Any]:
 
 
 def plot(rows: list[dict[str, str]], file: Path) -> None:
-    """Seeds on val, seeds on train and masks on val over the arms."""
+    """Seeds on val, seeds on train and masks on val over the arms; a line joins the arms of one preset and seed."""
     panels = {"seed_miou": "seeds, val", "seed_miou_train": "seeds, train", "mask_miou": "masks after the CRF, val"}
     figure, axes = plt.subplots(1, len(panels), figsize=(12, 3.6), constrained_layout=True)
     for axis, (column, title) in zip(axes, panels.items(), strict=True):
+        axis.plot(list(ARMS), [float("nan")] * len(ARMS))  # the arms in their order
         for preset, colour in zip(PRESETS, ("tab:grey", "tab:blue"), strict=True):
             own = [row for row in rows if row["preset"] == preset]
-            scores = {arm: [float(row[column]) for row in own if row["arm"] == arm] for arm in ARMS}
-            points = [(arm, score) for arm, found in scores.items() for score in found]
-            axis.scatter(*zip(*points, strict=True), s=14, color=colour)
-            means = [statistics.mean(found) if found else float("nan") for found in scores.values()]
-            axis.plot(list(scores), means, color=colour, label=preset)
+            for seed in sorted({row["seed"] for row in own}):
+                scores = {row["arm"]: float(row[column]) for row in own if row["seed"] == seed}
+                arms = [arm for arm in ARMS if arm in scores]
+                axis.plot(arms, [scores[arm] for arm in arms], color=colour, marker=".", linewidth=1)
+            axis.plot([], color=colour, label=preset)
         axis.set(title=title, ylabel="mIoU in percent")
         axis.tick_params(axis="x", labelsize=7)
         axis.legend()
