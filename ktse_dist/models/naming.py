@@ -1,10 +1,8 @@
 """What others call the tensors of our networks: the published KTSE, the A1 ImageNet file, torchvision, BECO."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import NamedTuple
-
-from torch import Tensor, nn
 
 GATES = {f"gates.{part}{i}": f"gconv{i}.att_{part}.0.weight" for i in (1, 2, 3) for part in "pn"}
 HEAD = {published: name for name, published in GATES.items()} | {f"fc{i}.weight": f"fc{i}.weight" for i in (8, 9)}
@@ -62,21 +60,3 @@ def from_resnet(name: str) -> str | None:
     if name.startswith(("fc.", "aspp.")) or name.endswith(COUNTER):
         return None
     return f"backbone.{name.removeprefix('backbone.').removeprefix('stem_layer.')}"
-
-
-def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published names -> ours; what we have no use for goes."""
-    renamed = {from_published_name(name): tensor for name, tensor in state.items()}
-    return {name: tensor for name, tensor in renamed.items() if name}
-
-
-def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our `backbone.*`, `head.*` names -> the published ones (conv1a ..., fc8, fc9, gconv1.att_p.0.weight ...)."""
-    short = {name.removeprefix("backbone.").removeprefix("head."): tensor for name, tensor in state.items()}
-    return {GATES.get(name, name): tensor for name, tensor in short.items()}
-
-
-def published_names(backbone: nn.Module, head: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Published name -> shape of everything in the two modules; works on the meta device."""
-    state = nn.ModuleDict({"backbone": backbone, "head": head}).state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in to_published(state).items()}

@@ -11,7 +11,7 @@ from ktse_dist.config import Detach, Erasing, Method, PseudoLabel, Transfer
 from ktse_dist.method.batch import Batch
 from ktse_dist.method.ktse import KTSE
 from ktse_dist.models.cam_head import CamHead
-from ktse_dist.models.naming import from_published, to_published
+from ktse_dist.models.naming import GATES, from_published_name
 
 PUBLISHED = Method(
     preset="published",
@@ -46,8 +46,9 @@ class TinyBackbone(nn.Module):
 
 def ktse_of(arrays, config):
     module = KTSE(TinyBackbone(), CamHead(32, 20, hidden=16), config)
-    state = {name[3:]: torch.from_numpy(array) for name, array in arrays.items() if name.startswith("w0_")}
-    module.load_state_dict(from_published(state))
+    start = {name[3:]: torch.from_numpy(array) for name, array in arrays.items() if name.startswith("w0_")}
+    state = {from_published_name(name): tensor for name, tensor in start.items()}
+    module.load_state_dict({name: tensor for name, tensor in state.items() if name})
     return module
 
 
@@ -86,7 +87,8 @@ def step(golden):
 def test_gradients_and_updated_weights_are_the_published_ones(step, phase):
     module, losses = losses_of(step, PUBLISHED, phase)
     losses["total"].backward()
-    names = to_published(dict(module.named_parameters()))
+    short = {name.removeprefix("backbone.").removeprefix("head."): p for name, p in module.named_parameters()}
+    names = {GATES.get(name, name): parameter for name, parameter in short.items()}
     checked = 0
     for name, parameter in names.items():
         assert bool(step[f"p{phase}_hasgrad_{name}"]) == (parameter.grad is not None), name

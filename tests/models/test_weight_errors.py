@@ -2,6 +2,7 @@
 
 import pickle
 import zipfile
+from ast import literal_eval
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,7 @@ from ktse_dist.cli import dispatch
 from ktse_dist.config import Network
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.errors import run_main
-from ktse_dist.models.cam_head import CamHead
-from ktse_dist.models.naming import published_names
 from ktse_dist.models.resnet import ResNet
-from ktse_dist.models.resnet38d import ResNet38d
 from ktse_dist.models.weights import save_model
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -34,13 +32,13 @@ def constant(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> dict[str, Path]:
+def files(tmp_path_factory, golden_lines) -> dict[str, Path]:
     """Inputs to go wrong with; `out` does not exist."""
     folder = tmp_path_factory.mktemp("weights")
     with torch.device("meta"):
-        stage1 = published_names(ResNet38d(), CamHead(4096, 20))
         resnet = {name: tuple(tensor.shape) for name, tensor in ResNet(50).state_dict().items()}
-    stage1, resnet = constant(stage1), constant(resnet)
+    lines = [line.split("\t") for line in golden_lines("state_dict_names.txt")]
+    stage1, resnet = constant({name: literal_eval(shape) for name, shape, _ in lines}), constant(resnet)
     states = {
         "stage1": stage1,
         "nan": resnet | {"layer4.0.conv1.weight": torch.full((512, 1024, 1, 1), torch.nan)},

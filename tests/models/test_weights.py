@@ -2,6 +2,8 @@ import os
 import pickle
 import subprocess
 import sys
+from ast import literal_eval
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +14,8 @@ from ktse_dist.config import Network, load_config
 from ktse_dist.errors import UserError
 from ktse_dist.models import build, starting_point
 from ktse_dist.models.cam_head import CamHead
-from ktse_dist.models.convert import convert
-from ktse_dist.models.naming import from_published, published_names, to_published
+from ktse_dist.models.convert import convert, renamed
+from ktse_dist.models.naming import GATES
 from ktse_dist.models.resnet38d import ResNet38d
 from ktse_dist.models.weights import load_model, load_safetensors, load_start, save_model
 from ktse_dist.training.loop import make_engine
@@ -26,28 +28,14 @@ def state_of(backbone, head):
     return torch.nn.ModuleDict({"backbone": backbone, "head": head}).state_dict()
 
 
-@pytest.fixture(scope="module")
-def published():
-    """Published names and tiny stand-ins of the right shapes: one stored number a tensor."""
-    with torch.device("meta"):
-        names = published_names(ResNet38d(), CamHead(4096, 20))
-    return {name: torch.full((), 0.5).expand(shape) for name, shape in names.items()}
-
-
-def test_names_and_shapes_are_the_published_ones_without_the_unused_norm(published, golden_lines):
+def test_the_published_names_and_shapes_are_ours_without_the_unused_norm_and_counters(golden_lines):
     lines = [line.split("\t") for line in golden_lines("state_dict_names.txt")]
-    expected = {name: shape for name, shape, _ in lines if not name.startswith("bn8.") and "num_batches" not in name}
-    assert {name: str(tuple(tensor.shape)) for name, tensor in published.items()} == expected
-
-
-def test_published_names_come_back_the_same(published):
-    assert to_published(from_published(published)).keys() == published.keys()
-
-
-def test_the_unused_norm_and_counters_are_dropped():
-    unused = {"bn8.bias": torch.zeros(1), "bn7.num_batches_tracked": torch.zeros(())}
-    found = from_published({"conv1a.weight": torch.zeros(1)} | unused)
-    assert found.keys() == {"backbone.conv1a.weight"}
+    published = {name: torch.zeros(()).expand(literal_eval(shape)) for name, shape, _ in lines}
+    with torch.device("meta"):
+        ours = state_of(ResNet38d(), CamHead(4096, 20))
+    _, tensors, left_out = renamed(Path("stage1.pth"), published)
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {name: t.shape for name, t in ours.items()}
+    assert left_out == ["bn8"]
 
 
 def test_a_saved_model_says_by_itself_what_it_is(tmp_path):
@@ -204,7 +192,8 @@ def test_imagenet_weights_of_resnet38d_are_asked_for_as_a_file():
 
 
 def test_a_converted_published_checkpoint_is_a_model(tmp_path, filled_net):
-    published = to_published(state_of(*filled_net)) | {"bn8.weight": torch.ones(256)}
+    short = {name.removeprefix("backbone.").removeprefix("head."): t for name, t in state_of(*filled_net).items()}
+    published = {GATES.get(name, name): t for name, t in short.items()} | {"bn8.weight": torch.ones(256)}
     torch.save({f"module.{name}": tensor for name, tensor in published.items()}, tmp_path / "stage1.pth")
     convert(tmp_path / "stage1.pth", tmp_path / "m.safetensors")
     model = load_model(tmp_path / "m.safetensors")
