@@ -35,7 +35,7 @@ __all__ = [
 
 
 def foreground(cam: Tensor, labels: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """How clearly some present class is active at each pixel (METHOD.md 1.5.1, and 1.5.2 with `size`).
+    """How clearly some present class is active at each pixel (docs/method.md 1.5.1, and 1.5.2 with `size`).
 
     cam [B,C,h,w], any sign. labels [B,C]. size (H,W): upsample the relu'd CAM (bilinear, half-pixel centres) first.
     Returns fp32 [B,1,H,W] ([B,1,h,w] without `size`) in [0,1): the maximum over present classes of the
@@ -45,7 +45,7 @@ def foreground(cam: Tensor, labels: Tensor, size: tuple[int, int] | None = None)
 
 
 def erase(images: Tensor, cam: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Pictures without the confident pixels of their present classes (METHOD.md 1.5.2).
+    """Pictures without the confident pixels of their present classes (docs/method.md 1.5.2).
 
     images [B,3,H,W], normalised, so that 0 is the mean colour. cam [B,C,h,w]. labels [B,C].
     threshold: share of a class's peak, in (0,1), from which on a pixel is set to 0.
@@ -55,7 +55,7 @@ def erase(images: Tensor, cam: Tensor, labels: Tensor, threshold: float) -> Tens
 
 
 def transfer_loss(cam_a: Tensor, cam_b: Tensor, cam_mix: Tensor, labels: Tensor, margin: float = 0.05) -> Tensor:
-    """How much activation the mixed picture lost against its two halves (SIE; METHOD.md 1.5.7).
+    """How much activation the mixed picture lost against its two halves (SIE; docs/method.md 1.5.7).
 
     cam_a, cam_b [P,C,h,w]: CAMs of the two pictures, stacked along height in the mixed one.
     cam_mix [P,C,2h,w]: CAM of the mixed picture. labels [P,C]: union of both pictures' tags.
@@ -66,7 +66,7 @@ def transfer_loss(cam_a: Tensor, cam_b: Tensor, cam_mix: Tensor, labels: Tensor,
 
 
 def align_loss(cam: Tensor, cam_erased: Tensor, keep: Tensor, labels: Tensor, margin: float = 0.05) -> Tensor:
-    """How much the erased picture's CAM exceeds the first one where nothing was erased (METHOD.md 1.5.4).
+    """How much the erased picture's CAM exceeds the first one where nothing was erased (docs/method.md 1.5.4).
 
     cam, cam_erased [B,C,h,w]. keep [B,1,h,w], bool or float: 1 outside the confident region, 0 inside. labels [B,C].
     Returns the mean over all elements, absent classes counting as 0. Gradients reach both CAMs, never `keep`.
@@ -84,7 +84,7 @@ def seg_loss(
     inter_threshold: float = 0.2,
     counts: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Segmentation loss on pseudo-labels (METHOD.md 1.5.6; with `image_labels=None` 1.5.8).
+    """Segmentation loss on pseudo-labels (docs/method.md 1.5.6; with `image_labels=None` 1.5.8).
 
     logits [B,C+1,h,w]: raw; relu and upsampling to the target's size happen inside. Channel 0 is the background.
     target [B,H,W] uint8 or int64: 0 background, class + 1, 255 ignored. image_labels [B,C].
@@ -115,7 +115,7 @@ def seg_counts(
 def par(
     images: Tensor, masks: Tensor, dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24), iterations: int = 10
 ) -> Tensor:
-    """Masks drawn towards the edges of their pictures: pixel-adaptive refinement (METHOD.md 1.6).
+    """Masks drawn towards the edges of their pictures: pixel-adaptive refinement (docs/method.md 1.6).
 
     images [B,3,H,W] in [0,1]. masks [B,M,h,w]: any number of soft masks, resized to (H,W) with align_corners first.
     dilations: distances in pixels of the 8 neighbours that a pixel looks at; the edge is repeated outside.
@@ -126,7 +126,7 @@ def par(
 
 
 def pyramid_gate(cam: Tensor, gates: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Class scores from the agreement of a CAM with its gated pooling pyramid (GPP head; METHOD.md 1.2).
+    """Class scores from the agreement of a CAM with its gated pooling pyramid (GPP head; docs/method.md 1.2).
 
     cam [B,C,h,w], any size. gates: three pairs (w_p, w_n), each [2,2C,3,3], in the order of the published gconv1..3;
     they join levels 2 and 4, then 8, then 16.

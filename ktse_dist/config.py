@@ -30,7 +30,7 @@ class Run(Model):
 
 
 class Data(Model):
-    """Which pictures, and how a training crop is cut from one (METHOD 1.1)."""
+    """Which pictures, and how a training crop is cut from one (docs/method.md 1.1)."""
 
     path: Path | None = None  # None: the embedded stickers, packed on first use under the run root
     window_shards: int | None = Field(None, ge=1)  # shards shuffled together; None: all of them
@@ -62,21 +62,21 @@ class Network(Model):
 
 
 class Erasing(Model):
-    """Intra-image erasing: which confident pixels are hidden from the second look (METHOD 1.5.1, 1.5.2)."""
+    """Intra-image erasing: which confident pixels are hidden from the second look (docs/method.md 1.5.1, 1.5.2)."""
 
     threshold: float = Field(0.6, gt=0, lt=1)  # share of a class's peak activation
     margin: float = Field(0.05, ge=0, lt=1)  # tolerated difference in local alignment
 
 
 class Transfer(Model):
-    """Simulated inter-image erasing: what the mixed picture may lose against its halves (METHOD 1.5.7)."""
+    """Simulated inter-image erasing: what the mixed picture may lose against its halves (docs/method.md 1.5.7)."""
 
     margin: float = Field(0.05, ge=0, lt=1)
     pairs: int | None = Field(None, ge=1)  # the first pairs of the global batch; None: all. Published: 4
 
 
 class PseudoLabel(Model):
-    """Online pseudo-labels (METHOD 1.6)."""
+    """Online pseudo-labels (docs/method.md 1.6)."""
 
     high: float = Field(0.3, gt=0, lt=1)  # background plane that foreground must beat
     low: float = Field(0.15, gt=0, lt=1)  # background plane that sure background stays below
@@ -92,7 +92,7 @@ class PseudoLabel(Model):
 
 
 class Segmentation(Model):
-    """The pixel losses on the pseudo-labels (METHOD 1.5.6, 1.5.8)."""
+    """The pixel losses on the pseudo-labels (docs/method.md 1.5.6, 1.5.8)."""
 
     fg_weight: float = Field(0.0125, ge=0)
     inter_weight: float = Field(0.005, ge=0)
@@ -139,7 +139,7 @@ class Phase(Model):
 
 
 class Optimiser(Model):
-    """SGD with polynomial decay (METHOD 1.3)."""
+    """SGD with polynomial decay (docs/method.md 1.3)."""
 
     phase1: Phase
     phase2: Phase
@@ -205,7 +205,7 @@ class Pictures(Model):
 
 
 class Masks(Model):
-    """Seeds and masks after training (METHOD 2)."""
+    """Seeds and masks after training (docs/method.md 2)."""
 
     # each also mirrored
     scales: tuple[Annotated[float, Field(ge=0.1, le=8)], ...] = Field((0.5, 1.0, 1.5, 2.0), min_length=1)

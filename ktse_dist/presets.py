@@ -1,4 +1,4 @@
-"""The two presets: the published run with its quirks (METHOD section 5 numbers them), and the corrected method."""
+"""The two presets: the published run with its quirks (docs/method.md 5 numbers them), and the corrected method."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Where a run's files lie: <run.root>/<run.name>/ (DESIGN section 8)."""
+"""Where a run's files lie: <run.root>/<run.name>/."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Who may import whom (DESIGN section 2), read from every import statement."""
+"""Who may import whom, read from every import statement."""
 
 import ast
 import sys

@@ -1,4 +1,4 @@
-"""From a picture to a training crop: resize, mirror, random crop on an empty canvas (METHOD 1.1).
+"""From a picture to a training crop: resize, mirror, random crop on an empty canvas (docs/method.md 1.1).
 
 Everything stays uint8; the empty canvas becomes the mean colour when the device normalises (method/pixels.py).
 """

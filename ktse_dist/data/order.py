@@ -1,7 +1,7 @@
 """The order of an epoch and the partner of a sample: pure functions of (seed, epoch), tested without I/O.
 
-DESIGN: shuffle shards, group them into windows, shuffle inside a window. Global batch k is positions [kB, (k+1)B);
-rank r takes positions r, r+W, ... of it. Nothing depends on the number of workers.
+Shards are shuffled and grouped into windows, and each window is shuffled inside (docs/data_order.md). Global batch k is
+positions [kB, (k+1)B); rank r takes positions r, r+W, ... of it. Nothing depends on the number of workers.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ def rank_positions(batch: int, batch_size: int, rank: int, world: int) -> np.nda
 
 
 class Partners:
-    """The same-class partner of every sample in one window (METHOD 1.1).
+    """The same-class partner of every sample in one window (docs/method.md 1.1).
 
     A present class is drawn uniformly, then a sample of that class, uniformly from the window (it may be the anchor).
     A sample without tags is its own partner. Memory: one int64 for each tag in the window.

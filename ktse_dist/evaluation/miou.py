@@ -1,4 +1,4 @@
-"""Mean intersection over union by streaming counts (METHOD.md section 2; golden/README.md section 12)."""
+"""Mean intersection over union by streaming counts (docs/method.md 2; tests/golden/README.md section 12)."""
 
 import numpy as np
 

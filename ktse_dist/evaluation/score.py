@@ -1,4 +1,4 @@
-"""The honest score of a run: seeds, masks and tags, on val at what train chose (DESIGN section 8)."""
+"""The honest score of a run: seeds, masks and tags, on val at what train chose."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Every background threshold of a sweep in one pass over the pictures, exactly (METHOD.md section 2).
+"""Every background threshold of a sweep in one pass over the pictures, exactly (docs/method.md 2).
 
 At threshold t the published label is the arg-max over [t, CAM of class 1, ..., CAM of class C] in float32, absent
 classes being 0. The first index wins ties, so for t >= 0 a pixel is foreground exactly when its best CAM exceeds t, and

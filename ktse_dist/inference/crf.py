@@ -1,4 +1,4 @@
-"""Dense CRF with the published parameter sets (METHOD.md sections 2 to 4). Needs pydensecrf2; free of torch."""
+"""Dense CRF with the published parameter sets (docs/method.md 2 to 4). Needs pydensecrf2; free of torch."""
 
 from dataclasses import dataclass
 from types import ModuleType

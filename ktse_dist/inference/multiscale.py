@@ -1,4 +1,4 @@
-"""CAMs of a picture over scales and flips (METHOD.md section 2; golden/README.md section 11)."""
+"""CAMs of a picture over scales and flips (docs/method.md 2; tests/golden/README.md section 11)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""KTSE: METHOD.md sections 1.2 to 1.6 (docs/method.md) as one module."""
+"""KTSE: docs/method.md 1.2 to 1.6 as one module."""

@@ -1,4 +1,4 @@
-"""KTSE as one module: a batch in, one training step's losses out (METHOD 1.4, 1.5)."""
+"""KTSE as one module: a batch in, one training step's losses out (docs/method.md 1.4, 1.5)."""
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ class KTSE(nn.Module):
         return share(classification_loss(scores, batch.labels), len(cam), batch.pictures)
 
     def _alignment(self, images: Tensor, cam: Tensor, batch: Batch) -> Losses:
-        """MGA: the picture without its confident regions should activate as the whole one (METHOD 1.5.1-4, 1.5.9)."""
+        """MGA: a picture without its confident regions should activate as the whole (docs/method.md 1.5.1-4, 1.5.9)."""
         erasing, detach = self.config.erasing, self.config.detach
         erased_images = kernels.erase(images, cam.detach(), batch.labels, erasing.threshold)
         erased = self._cam_seg(erased_images, role_keys(batch.keys, ERASED))[:, 1:]
@@ -102,7 +102,7 @@ class KTSE(nn.Module):
         return {name: share(loss, len(cam), batch.pictures) for name, loss in losses.items()}
 
     def _transfer_loss(self, cam: Tensor, partner_cam: Tensor, mixed_cam: Tensor, batch: Batch) -> Tensor:
-        """SIE: what the mixed picture's CAM lost against its halves (METHOD 1.5.7)."""
+        """SIE: what the mixed picture's CAM lost against its halves (docs/method.md 1.5.7)."""
         if self.config.detach.transfer:
             cam, partner_cam = cam.detach(), partner_cam.detach()
         union = torch.maximum(batch.labels[: len(cam)], batch.partner_labels)
@@ -110,7 +110,7 @@ class KTSE(nn.Module):
         return share(loss, batch.local_pairs, batch.pairs)
 
     def _segmentation(self, pictures: Tensor, seg: Tensor, mixed_seg: Tensor, batch: Batch) -> tuple[Losses, Tensor]:
-        """SSR: pixel losses of the picture and of the mixed picture on pseudo-labels (METHOD 1.5.5, 1.5.6, 1.5.8).
+        """SSR: pixel losses of the picture and the mixed picture on pseudo-labels (docs/method.md 1.5.5, 1.5.6, 1.5.8).
 
         The two scores' denominators are the only thing that ranks exchange in a step. Returns the six terms and their
         weighted sum.

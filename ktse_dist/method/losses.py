@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def classification_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Mean over [B,C] of the binary cross-entropy with logits (METHOD 1.4)."""
+    """Mean over [B,C] of the binary cross-entropy with logits (docs/method.md 1.4)."""
     return F.binary_cross_entropy_with_logits(scores.float(), labels)
 
 
 def global_alignment_loss(cam: Tensor, cam_erased: Tensor, labels: Tensor) -> Tensor:
-    """Mean over [B,C] of the difference in pooled activation of the present classes (METHOD 1.5.9).
+    """Mean over [B,C] of the difference in pooled activation of the present classes (docs/method.md 1.5.9).
 
     cam, cam_erased [B,C,h,w]; labels [B,C]. Gradients reach both.
     """

@@ -1,4 +1,4 @@
-"""Online pseudo-labels: CAMs refined by pixel-adaptive propagation (METHOD 1.6)."""
+"""Online pseudo-labels: CAMs refined by pixel-adaptive propagation (docs/method.md 1.6)."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""From features to class activation maps and class scores (METHOD 1.2; the global pyramid head, "GPP" in the paper)."""
+"""From features to class activation maps and class scores: the global pyramid head, GPP (docs/method.md 1.2)."""
 
 import math
 

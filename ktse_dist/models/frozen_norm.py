@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class FrozenBatchNorm(nn.Module):
-    """Inference-mode batch norm in every mode (METHOD 1.2: all BN frozen), state-dict names of `nn.BatchNorm2d`
+    """Inference-mode batch norm in every mode (docs/method.md 1.2: all BN frozen), state-dict names of `nn.BatchNorm2d`
     less `num_batches_tracked`, which only training uses.
 
     weight and bias are buffers: no optimiser, gradient bucket or ZeRO partition ever sees them. One fused multiply-add,

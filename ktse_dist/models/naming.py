@@ -49,7 +49,7 @@ def from_a1(name: str) -> str | None:
 
 
 def from_published_name(name: str) -> str | None:
-    """The published stage 1. Its norm bn8 is made and never called (METHOD 1.2); we have none."""
+    """The published stage 1. Its norm bn8 is made and never called (docs/method.md 1.2); we have none."""
     if name.startswith("bn8.") or name.endswith(COUNTER):
         return None
     return f"head.{HEAD[name]}" if name in HEAD else f"backbone.{name}"

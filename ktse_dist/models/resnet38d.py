@@ -1,4 +1,4 @@
-"""ResNet-38d, the published backbone: wide, pre-activation, stride 8 (METHOD 1.2)."""
+"""ResNet-38d, the published backbone: wide, pre-activation, stride 8 (docs/method.md 1.2)."""
 
 import torch
 import torch.nn.functional as F

@@ -1,10 +1,10 @@
-"""SGD groups and the learning-rate schedule of the published run (METHOD.md 1.3)."""
+"""SGD groups and the learning-rate schedule of the published run (docs/method.md 1.3)."""
 
 from torch import nn
 
 
 def parameter_groups(module: nn.Module, weight_decay: float = 5e-4) -> list[dict]:
-    """The trainable parameters of a module with `backbone` and `head`, as SGD groups (METHOD.md 1.3).
+    """The trainable parameters of a module with `backbone` and `head`, as SGD groups (docs/method.md 1.3).
 
     Each is {"params", "names", "rate", "head", "weight_decay"}: weights have rate 1 and the given decay, biases rate 2
     and none; `head` marks where the head's own multiple applies. A group's learning rate is lr * rate, times that

@@ -50,7 +50,7 @@ class Schedule:
         return self.optimiser.phase1 if self.phase(step) == 1 else self.optimiser.phase2
 
     def lr(self, step: int) -> float:
-        """The learning rate of a backbone weight in the update after `step` finished ones (METHOD 1.3).
+        """The learning rate of a backbone weight in the update after `step` finished ones (docs/method.md 1.3).
 
         Polynomial decay; where asked for, a linear rise over the first steps and linear scaling with the batch.
         """
@@ -61,7 +61,7 @@ class Schedule:
 
     @property
     def horizon(self) -> int:
-        """The update at which the learning rate would reach 0 (METHOD 1.3; quirk 3 for batch_8)."""
+        """The update at which the learning rate would reach 0 (docs/method.md 1.3; quirk 3 for batch_8)."""
         if self.optimiser.horizon == "batch_8":
             return max(1, self.samples // 8) * self.train.epochs  # 1: fewer than 8 pictures in all
         return self.total_steps

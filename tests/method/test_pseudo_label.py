@@ -37,7 +37,7 @@ def test_more_class_slots_than_tags_change_nothing(golden):
 
 def test_relu_before_division_keeps_a_dead_class_from_claiming_the_picture(golden):
     arrays = golden("refine")
-    dead = 9  # picture 2, class 8: a CAM that is negative everywhere (METHOD quirk 5)
+    dead = 9  # picture 2, class 8: a CAM that is negative everywhere (docs/method.md quirk 5)
     published = labels_of(arrays, PUBLISHED)[2]
     corrected = labels_of(arrays, PUBLISHED.model_copy(update={"division": "relu"}))[2]
     assert (published == dead).float().mean() > 0.9

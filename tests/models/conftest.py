@@ -15,7 +15,7 @@ from ktse_dist.models.resnet38d import ResNet38d
 
 
 def fill(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The rule by which golden/README.md gives every parameter a value from its published name."""
+    """The rule by which tests/golden/README.md gives every parameter a value from its published name."""
     if name.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
     x = np.arange(math.prod(shape), dtype=np.uint32) + np.uint32(zlib.crc32(name.encode()))

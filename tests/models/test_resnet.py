@@ -21,7 +21,7 @@ def features(golden, golden_fill):
     state = {name: golden_fill(published(name), tuple(tensor.shape)) for name, tensor in net.state_dict().items()}
     for name in state:
         if name.endswith("bn3.weight"):
-            state[name] *= 0.2  # golden/README.md, section 15
+            state[name] *= 0.2  # tests/golden/README.md, section 15
     net.load_state_dict(state, assign=True)
     arrays = golden("deeplabv2_tiny")
     with torch.no_grad():

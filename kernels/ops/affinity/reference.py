@@ -1,4 +1,4 @@
-"""Pixel-adaptive refinement as published (METHOD.md section 1.6): every neighbour copied, in each iteration."""
+"""Pixel-adaptive refinement as published (docs/method.md 1.6): every neighbour copied, in each iteration."""
 
 import torch
 import torch.nn.functional as F

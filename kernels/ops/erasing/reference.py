@@ -1,4 +1,4 @@
-"""Foreground and erasing as published (METHOD.md sections 1.5.1 and 1.5.2)."""
+"""Foreground and erasing as published (docs/method.md 1.5.1 and 1.5.2)."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ EPSILON = 1e-5
 
 
 def max_norm(cam: Tensor) -> Tensor:
-    """Each class map stretched to [0, 1) by its own spatial extrema (METHOD.md 1.5.1).
+    """Each class map stretched to [0, 1) by its own spatial extrema (docs/method.md 1.5.1).
 
     cam [B,C,h,w], any sign; negative activation counts as 0. Returns the same shape. Differentiable, extrema included.
     The 1e-5 stands in numerator and denominator, so a constant map gives 0 and a peak stays a little below 1.

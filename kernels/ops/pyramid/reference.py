@@ -1,4 +1,4 @@
-"""The global pyramid head as published (METHOD.md section 1.2)."""
+"""The global pyramid head as published (docs/method.md 1.2)."""
 
 from collections.abc import Sequence
 

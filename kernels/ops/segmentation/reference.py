@@ -1,4 +1,4 @@
-"""The segmentation losses as published (METHOD.md 1.5.6 and 1.5.8): two cross-entropies and a runner-up term."""
+"""The segmentation losses as published (docs/method.md 1.5.6 and 1.5.8): two cross-entropies and a runner-up term."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Transfer and local alignment as published (METHOD.md sections 1.5.7 and 1.5.4)."""
+"""Transfer and local alignment as published (docs/method.md 1.5.7 and 1.5.4)."""
 
 import torch
 from torch import Tensor

@@ -30,7 +30,7 @@ def pack_stickers(
 
     Every picture depends on (seed, split, its number) alone: `workers` (default: one a CPU; 1 works in this process)
     changes nothing but the time, and a smaller set is the beginning of a larger one. UserError if `out` holds
-    anything else. DESIGN section 4.
+    anything else.
     """
     recipe = {"train": train, "val": val, "seed": seed, "version": VERSION}
     check_numbers(recipe | {"workers": 1 if workers is None else workers})
