@@ -123,7 +123,9 @@ def test_the_command_killed_ten_times_ends_in_the_same_bytes(coco_tree, tmp_path
             process.wait()
             kills += 1
         else:
-            assert process.returncode == 0 and content(out) == content(tmp_path / "whole")
+            assert process.returncode == 0
+        if out.exists():  # it had ended, or was killed after its last rename
+            assert content(out) == content(tmp_path / "whole")
             shutil.rmtree(out)
     if not out.exists():
         subprocess.run([*command, str(out), "--workers=2"], check=True, capture_output=True)

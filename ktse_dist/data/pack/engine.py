@@ -46,7 +46,7 @@ def pack(
 
     The bytes depend on the source alone: not on `workers` (default: one a CPU; 1 works in this process), nor on where
     an earlier call was killed: finished shards whose files have not changed are kept. A picture that cannot be used is
-    a UserError that names it, or with `skip_bad` is left out and listed in skipped.txt. DESIGN section 3.
+    a UserError that names it, or with `skip_bad` is left out and listed in skipped.txt.
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers: {workers} is too small; allowed is 1 or more")
