@@ -112,6 +112,7 @@ def test_pictures_whose_tags_are_all_alike_are_refused_in_one_line(tmp_path, cla
     assert not (tmp_path / "mine").exists()
 
 
+@pytest.mark.slow
 def test_one_class_beside_pictures_without_it_is_enough(tmp_path):
     pack(tmp_path / "data", ["dog"], lambda n: [0] * (n % 2))
     folder = train_own(tmp_path)
