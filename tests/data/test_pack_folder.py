@@ -221,7 +221,9 @@ def test_a_table_may_leave_out_pictures_that_have_masks(photos, tmp_path):
     file = table(photos / "t.csv", ("cat/0.jpg", "cat"), ("cat/1.jpg", "cat"), ("dog/a.png", "dog"))
     for name in ("0", "5"):
         mask_at(tmp_path / "m" / "cat" / f"{name}.png", np.ones((24, 32), np.uint8))
-    packed(file, tmp_path / "data", "--masks", tmp_path / "m", "--val", "0.4")
+    indexes = packed(file, tmp_path / "data", "--masks", tmp_path / "m", "--val", "0.4").values()
+    masked = [index.key(row) for index in indexes for row in np.flatnonzero(index.samples["mask"]["size"])]
+    assert (sum(map(len, indexes)), masked) == (3, ["cat/0"])
 
 
 def mask_at(file: Path, mask: np.ndarray) -> None:
