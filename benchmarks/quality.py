@@ -18,10 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from ktse_dist.config import Config, load_config
 from ktse_dist.data.pack.stickers import pack_stickers
@@ -192,8 +189,8 @@ def summary(rows: list[dict[str, str]]) -> dict[str, Any]:
 def plot(rows: list[dict[str, str]], file: Path) -> None:
     """Seeds on val, seeds on train and masks on val over the arms; a line joins the arms of one preset and seed."""
     panels = {"seed_miou": "seeds, val", "seed_miou_train": "seeds, train", "mask_miou": "masks after the CRF, val"}
-    figure, axes = plt.subplots(1, len(panels), figsize=(12, 3.6), constrained_layout=True)
-    for axis, (column, title) in zip(axes, panels.items(), strict=True):
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    for axis, (column, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         axis.plot(list(ARMS), [float("nan")] * len(ARMS))  # the arms in their order
         for preset, colour in zip(PRESETS, ("tab:grey", "tab:blue"), strict=True):
             own = [row for row in rows if row["preset"] == preset]

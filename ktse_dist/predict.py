@@ -6,7 +6,7 @@ on after an interruption and adds what is new. Files that cannot be read are nam
 
 import argparse
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,36 +60,28 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--threshold", type=probability, metavar="P", help="probability (0 to 1) that makes a tag")
     whole.add_argument("--recursive", action="store_true", help="also the subfolders of folders")
     whole.add_argument("--long-side", type=pixels, metavar="N", help="shrink larger pictures to N pixels for the work")
-    whole.add_argument("--processes", type=processes, metavar="N", help="beside the network's own; 0: none")
+    whole.add_argument("--processes", type=processes_beside, metavar="N", help="beside the network's own; 0: none")
     return whole
 
 
-def probability(text: str) -> float:
-    value = number(text, float, "--threshold")
-    if not 0 <= value <= 1:
-        raise UserError(f"--threshold: found {text}; allowed is a probability from 0 to 1")
-    return value
+def bounded(option: str, kind: type, least: float, most: float, allowed: str) -> Callable[[str], Any]:
+    """What argparse reads an option's value with: a number from `least` to `most`."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise UserError(f"{option}: found '{text}'; allowed is a number") from None
+        if not least <= value <= most:
+            raise UserError(f"{option}: found {text}; allowed {allowed}")
+        return value
+
+    return read
 
 
-def pixels(text: str) -> int:
-    value = number(text, int, "--long-side")
-    if not 32 <= value <= 8192:
-        raise UserError(f"--long-side: found {text}; allowed are 32 to 8192 pixels")
-    return value
-
-
-def processes(text: str) -> int:
-    value = number(text, int, "--processes")
-    if not 0 <= value <= 256:
-        raise UserError(f"--processes: found {text}; allowed are 0 to 256")
-    return value
-
-
-def number(text: str, kind: type, option: str) -> Any:
-    try:
-        return kind(text)
-    except ValueError:
-        raise UserError(f"{option}: found '{text}'; allowed is a number") from None
+probability = bounded("--threshold", float, 0, 1, "is a probability from 0 to 1")
+pixels = bounded("--long-side", int, 32, 8192, "are 32 to 8192 pixels")
+processes_beside = bounded("--processes", int, 0, 256, "are 0 to 256")
 
 
 def predictor_of(folder: RunFolder, threshold: float | None, long_side: int | None, processes: int | None) -> Predictor:
