@@ -28,9 +28,9 @@ SMALL = "data.crop=64:data.long_side=[64,96]"  # where bits are compared, the si
 FAST = f"optimiser.phase2.momentum=0.9:{SMALL}"
 # Wanted were 1e-4 for weights and 0.1 % for maps. Measured after these 20 steps on 30 pictures: published
 # 1.9e-5, corrected 5e-5 to 1.1e-4 (its foreground weighs eight times as much, so do labels that rounding flips);
-# maps 0.04 to 0.52 %, since CAMs that have hardly learnt are flat, and many pixels lie at a threshold.
+# maps 0.04 to 0.31 % and to 0.52 %, since CAMs that have hardly learnt are flat, and many pixels lie at a threshold.
 WEIGHTS_BOUND = {"published": 1e-4, "corrected": 3e-4}
-MAPS_BOUND = 1e-2
+MAPS_BOUND = {"published": 5e-3, "corrected": 1e-2}
 LIMIT = 400  # seconds after which a run counts as hung
 
 
@@ -105,7 +105,7 @@ def test_the_runs_that_are_compared_have_learnt_something(runs, preset):
 @pytest.mark.parametrize("layout", ["ddp", "zero3"])
 def test_layouts_agree_on_erased_pixels_and_label_maps(runs, dataset, layout, preset):
     one, two = (maps(runs / name, dataset) for name in (f"torch-{preset}", f"{layout}-{preset}"))
-    assert all((a != b).float().mean() <= MAPS_BOUND for a, b in zip(one, two, strict=True))
+    assert all((a != b).float().mean() <= MAPS_BOUND[preset] for a, b in zip(one, two, strict=True))
 
 
 def maps(folder: Path, dataset: Path) -> list[torch.Tensor]:
