@@ -1,4 +1,5 @@
-"""The method's heavy operations. Each has a plain reference and a fast path with the same signature.
+"""The method's heavy operations. Each has a plain reference, a fast path in torch and Triton kernels, all with the
+same signature; `set_mode` says which of them runs.
 
 Tensors are NCHW, contiguous or channels-last, fp32 or bf16; sums are taken in fp32. Labels are {0,1} [B,C]. Losses
 are 0-d fp32 tensors. Nothing here waits for a GPU.
@@ -9,16 +10,6 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from kernels.dispatch import choose, mode, set_mode
-from kernels.ops.affinity import function as _affinity
-from kernels.ops.affinity import reference as _affinity_reference
-from kernels.ops.erasing import function as _erasing
-from kernels.ops.erasing import reference as _erasing_reference
-from kernels.ops.pyramid import function as _pyramid
-from kernels.ops.pyramid import reference as _pyramid_reference
-from kernels.ops.segmentation import function as _segmentation
-from kernels.ops.segmentation import reference as _segmentation_reference
-from kernels.ops.transfer import function as _transfer
-from kernels.ops.transfer import reference as _transfer_reference
 
 __all__ = [
     "align_loss",
@@ -41,7 +32,7 @@ def foreground(cam: Tensor, labels: Tensor, size: tuple[int, int] | None = None)
     Returns fp32 [B,1,H,W] ([B,1,h,w] without `size`) in [0,1): the maximum over present classes of the
     max-normalised maps; 0 for an image without labels. No gradient.
     """
-    return choose(_erasing_reference.foreground, _erasing.foreground)(cam, labels, size)
+    return choose("erasing", cam).foreground(cam, labels, size)
 
 
 def erase(images: Tensor, cam: Tensor, labels: Tensor, threshold: float) -> Tensor:
@@ -51,7 +42,7 @@ def erase(images: Tensor, cam: Tensor, labels: Tensor, threshold: float) -> Tens
     threshold: share of a class's peak, in (0,1), from which on a pixel is set to 0.
     Returns images' shape and dtype. No gradient.
     """
-    return choose(_erasing_reference.erase, _erasing.erase)(images, cam, labels, threshold)
+    return choose("erasing", cam).erase(images, cam, labels, threshold)
 
 
 def transfer_loss(cam_a: Tensor, cam_b: Tensor, cam_mix: Tensor, labels: Tensor, margin: float = 0.05) -> Tensor:
@@ -62,7 +53,7 @@ def transfer_loss(cam_a: Tensor, cam_b: Tensor, cam_mix: Tensor, labels: Tensor,
     Returns the mean over all elements, absent classes counting as 0. Gradients reach all three CAMs: detach what
     should stay.
     """
-    return choose(_transfer_reference.transfer_loss, _transfer.transfer_loss)(cam_a, cam_b, cam_mix, labels, margin)
+    return choose("transfer", cam_mix).transfer_loss(cam_a, cam_b, cam_mix, labels, margin)
 
 
 def align_loss(cam: Tensor, cam_erased: Tensor, keep: Tensor, labels: Tensor, margin: float = 0.05) -> Tensor:
@@ -71,7 +62,7 @@ def align_loss(cam: Tensor, cam_erased: Tensor, keep: Tensor, labels: Tensor, ma
     cam, cam_erased [B,C,h,w]. keep [B,1,h,w], bool or float: 1 outside the confident region, 0 inside. labels [B,C].
     Returns the mean over all elements, absent classes counting as 0. Gradients reach both CAMs, never `keep`.
     """
-    return choose(_transfer_reference.align_loss, _transfer.align_loss)(cam, cam_erased, keep, labels, margin)
+    return choose("transfer", cam).align_loss(cam, cam_erased, keep, labels, margin)
 
 
 def seg_loss(
@@ -97,8 +88,10 @@ def seg_loss(
     Returns (bg + fg_weight fg + inter_weight inter, {"bg", "fg", "inter"}): the terms are unweighted and carry no
     gradient. A term without pixels is 0 with zero gradient.
     """
-    function = choose(_segmentation_reference.seg_loss, _segmentation.seg_loss)
-    return function(logits, target, image_labels, foreground, fg_weight, inter_weight, inter_threshold, counts)
+    implementation = choose("segmentation", logits)
+    return implementation.seg_loss(
+        logits, target, image_labels, foreground, fg_weight, inter_weight, inter_threshold, counts
+    )
 
 
 def seg_counts(
@@ -109,7 +102,7 @@ def seg_counts(
     Arguments as for `seg_loss`. Returns float [3], to be summed over ranks and handed to `seg_loss` as `counts`;
     the 1e-5 in the denominator of inter is added there.
     """
-    return _segmentation_reference.seg_counts(target, image_labels, foreground, inter_threshold)
+    return choose("segmentation", target).seg_counts(target, image_labels, foreground, inter_threshold)
 
 
 def par(
@@ -122,7 +115,7 @@ def par(
     Returns [B,M,H,W] in masks' dtype. Weights sum to 1.01, so masks grow by 1 % an iteration. No gradient.
     Linear in the masks: stack the seeds of several thresholds as channels and refine them at once.
     """
-    return choose(_affinity_reference.par, _affinity.par)(images, masks, dilations, iterations)
+    return choose("affinity", images).par(images, masks, dilations, iterations)
 
 
 def pyramid_gate(cam: Tensor, gates: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -132,4 +125,4 @@ def pyramid_gate(cam: Tensor, gates: Sequence[tuple[Tensor, Tensor]]) -> tuple[T
     they join levels 2 and 4, then 8, then 16.
     Returns (gpp [B,C,h,w], scores [B,C]), fp32 also under autocast. Gradients reach the CAM and the gates.
     """
-    return choose(_pyramid_reference.pyramid_gate, _pyramid.pyramid_gate)(cam, gates)
+    return choose("pyramid", cam).pyramid_gate(cam, gates)

@@ -1,36 +1,57 @@
 """Which implementation of an op runs: one switch for the process, overridden by KTSE_KERNELS in the environment."""
 
 import os
-from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 
-MODES = ("auto", "reference")
+from torch import Tensor
+
+MODES = ("auto", "reference", "triton")
+HAS_TRITON = find_spec("triton") is not None
 _chosen = "auto"
 
 
 def mode() -> str:
     """The mode in force: KTSE_KERNELS if it is set, else what `set_mode` chose, else "auto".
 
-    Raises ValueError if KTSE_KERNELS names no mode.
+    Raises ValueError if KTSE_KERNELS names no mode, or one that this machine cannot run.
     """
     environment = os.environ.get("KTSE_KERNELS")
-    return _known(environment, "KTSE_KERNELS") if environment else _chosen
+    return _usable(environment, "KTSE_KERNELS") if environment else _chosen
 
 
 def set_mode(name: str) -> None:
-    """Choose the implementation for this process: "auto" (the fast path) or "reference" (the plain formulas).
+    """Choose the implementation for this process.
 
-    KTSE_KERNELS in the environment wins over it. Raises ValueError if `name` is no mode.
+    "auto": the Triton kernels for CUDA tensors where triton is installed, else the fast path in plain torch.
+    "reference": the plain formulas. "triton": the kernels and nothing else; for CPU tensors they run in Triton's
+    interpreter, slowly, if TRITON_INTERPRET=1 was in the environment from the start.
+    KTSE_KERNELS in the environment wins over it. Raises ValueError if `name` is no mode, or one that this machine
+    cannot run.
     """
     global _chosen
-    _chosen = _known(name, "kernels.mode")
+    _chosen = _usable(name, "kernels.mode")
 
 
-def choose(reference: Callable, fast: Callable) -> Callable:
-    """The one of the two that the mode in force asks for."""
-    return reference if mode() == "reference" else fast
+def choose(op: str, tensor: Tensor) -> ModuleType:
+    """The module of kernels.ops.`op` that the mode in force asks for, for tensors on the device of `tensor`.
+
+    Raises ValueError in mode "triton" for CPU tensors outside Triton's interpreter: it never falls back.
+    """
+    chosen = mode()
+    if chosen == "reference":
+        return import_module(f"kernels.ops.{op}.reference")
+    if chosen == "triton" and not (tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+        raise ValueError("kernels.mode: 'triton' got CPU tensors; it needs a CUDA device, or TRITON_INTERPRET=1")
+    if chosen == "triton" or (tensor.is_cuda and HAS_TRITON):
+        return import_module(f"kernels.ops.{op}.function")
+    return import_module(f"kernels.ops.{op}.eager")
 
 
-def _known(name: str, origin: str) -> str:
+def _usable(name: str, origin: str) -> str:
     if name not in MODES:
         raise ValueError(f"{origin}: {name!r} is not a mode (allowed: {', '.join(MODES)})")
+    if name == "triton" and not HAS_TRITON:
+        raise ValueError(f"{origin}: 'triton' needs the package triton, not installed here (Linux: pip install triton)")
     return name

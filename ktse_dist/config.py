@@ -194,7 +194,7 @@ class Ray(Model):
 
 
 class Kernels(Model):
-    mode: Literal["auto", "reference"] = "auto"
+    mode: Literal["auto", "reference", "triton"] = "auto"
 
 
 class Pictures(Model):

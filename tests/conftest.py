@@ -1,5 +1,9 @@
 """Fixtures that every test may use."""
 
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton: kernels then run on CPU tensors
+
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
-from kernels.ops.affinity import function, reference
+from kernels.ops.affinity import eager, reference
 
-PATHS = pytest.mark.parametrize("path", [reference, function], ids=["reference", "fast"])
+PATHS = pytest.mark.parametrize("path", [reference, eager], ids=["reference", "eager"])
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
 
@@ -43,7 +43,7 @@ def test_fast_par_equals_the_reference(batch, masks, size, dilations, iterations
     torch.manual_seed(seed)
     images = torch.rand(batch, 3, *size).mul(255).round().div(255).contiguous(memory_format=torch.channels_last)
     soft = torch.rand(batch, masks, 5, 4)
-    fast, plain = (path.par(images, soft, dilations, iterations) for path in (function, reference))
+    fast, plain = (path.par(images, soft, dilations, iterations) for path in (eager, reference))
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import kernels
+from kernels import dispatch
 from kernels.ops.affinity import reference as affinity
+from kernels.ops.erasing import eager as eager_erasing
 from kernels.ops.erasing import reference as erasing
 from kernels.ops.pyramid import reference as pyramid
 from kernels.ops.segmentation import reference as segmentation
@@ -42,22 +44,22 @@ def test_the_environment_wins_over_the_chosen_mode(monkeypatch):
     assert kernels.mode() == "reference"
 
 
-@pytest.mark.parametrize("name", ["triton", "fast", ""])
+@pytest.mark.parametrize("name", ["cuda", "fast", ""])
 def test_an_unknown_mode_is_refused_with_the_allowed_ones(name):
-    with pytest.raises(ValueError, match=r"kernels\.mode: '.*' is not a mode \(allowed: auto, reference\)"):
+    with pytest.raises(ValueError, match=r"kernels\.mode: '.*' is not a mode \(allowed: auto, reference, triton\)"):
         kernels.set_mode(name)
 
 
 def test_an_unknown_mode_in_the_environment_is_refused_by_its_name(monkeypatch):
-    monkeypatch.setenv("KTSE_KERNELS", "triton")
-    with pytest.raises(ValueError, match="KTSE_KERNELS: 'triton' is not a mode"):
+    monkeypatch.setenv("KTSE_KERNELS", "cuda")
+    with pytest.raises(ValueError, match="KTSE_KERNELS: 'cuda' is not a mode"):
         kernels.mode()
 
 
 def test_a_refused_mode_leaves_the_old_one_in_force():
     kernels.set_mode("reference")
-    with pytest.raises(ValueError, match="triton"):
-        kernels.set_mode("triton")
+    with pytest.raises(ValueError, match="cuda"):
+        kernels.set_mode("cuda")
     assert kernels.mode() == "reference"
 
 
@@ -67,7 +69,27 @@ def test_the_reference_mode_runs_the_reference(monkeypatch):
     assert kernels.foreground(torch.zeros(1, 1, 1, 1), torch.ones(1, 1)) == "the reference ran"
 
 
-def test_the_automatic_mode_runs_the_fast_path(monkeypatch):
+def test_the_triton_mode_runs_the_kernels_alone(monkeypatch):
+    monkeypatch.setattr(erasing, "foreground", None)
+    monkeypatch.setattr(eager_erasing, "foreground", None)
+    monkeypatch.setenv("KTSE_KERNELS", "triton")
+    assert kernels.foreground(torch.zeros(1, 1, 1, 1), torch.ones(1, 1)).shape == (1, 1, 1, 1)
+
+
+def test_the_triton_mode_refuses_cpu_tensors_outside_the_interpreter(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    kernels.set_mode("triton")
+    with pytest.raises(ValueError, match="'triton' got CPU tensors; it needs a CUDA device, or TRITON_INTERPRET=1"):
+        kernels.foreground(torch.zeros(1, 1, 1, 1), torch.ones(1, 1))
+
+
+def test_the_triton_mode_is_refused_where_triton_is_not_installed(monkeypatch):
+    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
+    with pytest.raises(ValueError, match=r"kernels\.mode: 'triton' needs the package triton, not installed here"):
+        kernels.set_mode("triton")
+
+
+def test_the_automatic_mode_runs_the_fast_path_on_cpu_tensors(monkeypatch):
     monkeypatch.setattr(erasing, "foreground", None)
     assert kernels.foreground(torch.zeros(1, 1, 1, 1), torch.ones(1, 1)).shape == (1, 1, 1, 1)
 

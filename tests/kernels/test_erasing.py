@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
-from kernels.ops.erasing import function, reference
+from kernels.ops.erasing import eager, reference
 
-PATHS = pytest.mark.parametrize("path", [reference, function], ids=["reference", "fast"])
+PATHS = pytest.mark.parametrize("path", [reference, eager], ids=["reference", "eager"])
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
 
@@ -61,7 +61,7 @@ def test_erase_matches_the_published_numbers(golden, path):
 @settings(max_examples=60, deadline=None)
 @given(tagged_cams())
 def test_fast_foreground_equals_the_reference(drawn):
-    torch.testing.assert_close(function.foreground(*drawn), reference.foreground(*drawn), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(eager.foreground(*drawn), reference.foreground(*drawn), rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
@@ -70,14 +70,14 @@ def test_fast_erase_equals_the_reference_away_from_the_threshold(drawn, threshol
     cam, labels, _ = drawn
     images = torch.randn(len(cam), 3, 17, 13)
     certain = (reference.foreground(cam, labels, (17, 13)) - threshold).abs() > 1e-5
-    fast, plain = (path.erase(images, cam, labels, threshold) * certain for path in (function, reference))
+    fast, plain = (path.erase(images, cam, labels, threshold) * certain for path in (eager, reference))
     torch.testing.assert_close(fast, plain, rtol=0, atol=0)
 
 
 def test_the_path_that_never_asks_the_host_equals_the_reference(monkeypatch):
-    monkeypatch.setattr(function, "most_tags", lambda labels: labels.shape[1])
+    monkeypatch.setattr(eager, "most_tags", lambda labels: labels.shape[1])
     cam, labels = torch.randn(2, 19, 4, 5), (torch.rand(2, 19) < 0.5).float()
-    dense, plain = (path.foreground(cam, labels, (16, 20)) for path in (function, reference))
+    dense, plain = (path.foreground(cam, labels, (16, 20)) for path in (eager, reference))
     torch.testing.assert_close(dense, plain, rtol=1e-5, atol=1e-5)
 
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.ops.pyramid import function, reference
+from kernels.ops.pyramid import eager, reference
 
-PATHS = pytest.mark.parametrize("path", [reference, function], ids=["reference", "fast"])
+PATHS = pytest.mark.parametrize("path", [reference, eager], ids=["reference", "eager"])
 NAMES = [[f"gconv{i}.att_{sign}.0.weight" for sign in "pn"] for i in (1, 2, 3)]
 
 
@@ -57,7 +57,7 @@ def test_fast_head_and_gradients_equal_the_reference(batch, classes, height, wid
     cam = torch.randn(batch, classes, height, width).contiguous(memory_format=torch.channels_last)
     cam[:, :1] = 0
     gates = [[torch.randn(2, 2 * classes, 3, 3) * 0.1 for _ in "pn"] for _ in NAMES]
-    fast, plain = (outputs_and_grads(path, cam, gates) for path in (function, reference))
+    fast, plain = (outputs_and_grads(path, cam, gates) for path in (eager, reference))
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
 
 
@@ -72,7 +72,7 @@ def test_autocast_does_not_lower_the_precision_of_the_head(path):
 def test_a_head_first_used_for_inference_can_be_trained_later():
     cam, gates = torch.randn(1, 2, 19, 29), [[torch.randn(2, 4, 3, 3) for _ in "pn"] for _ in NAMES]
     with torch.inference_mode():
-        function.pyramid_gate(cam, gates)
+        eager.pyramid_gate(cam, gates)
     cam.requires_grad_()
-    function.pyramid_gate(cam, gates)[1].sum().backward()
+    eager.pyramid_gate(cam, gates)[1].sum().backward()
     assert cam.grad.abs().sum() > 0

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
-from kernels.ops.segmentation import function, reference
+from kernels.ops.segmentation import eager, reference
 
-PATHS = pytest.mark.parametrize("path", [reference, function], ids=["reference", "fast"])
+PATHS = pytest.mark.parametrize("path", [reference, eager], ids=["reference", "eager"])
 CASES = pytest.mark.parametrize("case", ["mixed", "nomulti", "nosingle", "all255", "nobg", "nofg_single"])
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
@@ -87,31 +87,31 @@ def test_loss_without_tags_matches_the_published_numbers(golden, path, case):
 def test_fast_loss_and_gradient_equal_the_reference(problem, with_tags):
     logits, target, labels, foreground = problem
     rest = (target, labels, foreground) if with_tags else (target, None, None)
-    fast, plain = (run(path, logits, *rest, fg_weight=0.5, inter_weight=0.7) for path in (function, reference))
+    fast, plain = (run(path, logits, *rest, fg_weight=0.5, inter_weight=0.7) for path in (eager, reference))
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_the_path_that_never_asks_the_host_equals_the_reference(golden, monkeypatch):
-    monkeypatch.setattr(function, "weighted_pixels", lambda _: (slice(None),) * 3)
+    monkeypatch.setattr(eager, "weighted_pixels", lambda _: (slice(None),) * 3)
     logits, values, foreground = published(golden, "seg_loss", "mixed")
-    dense, plain = (run(path, logits, values["label"], values["cls"], foreground) for path in (function, reference))
+    dense, plain = (run(path, logits, values["label"], values["cls"], foreground) for path in (eager, reference))
     torch.testing.assert_close(dense, plain, rtol=1e-5, atol=1e-7)
 
 
 def test_autocast_does_not_lower_the_precision_of_the_gradient():
     logits, target = torch.randn(2, 5, 7, 7), torch.randint(0, 5, (2, 32, 32))
     with torch.autocast("cpu", torch.bfloat16):
-        lowered = run(function, logits, target, None, None)
-    torch.testing.assert_close(lowered, run(function, logits, target, None, None), rtol=0, atol=0)
+        lowered = run(eager, logits, target, None, None)
+    torch.testing.assert_close(lowered, run(eager, logits, target, None, None), rtol=0, atol=0)
 
 
 @settings(max_examples=20, deadline=None)
 @given(problems())
 def test_parts_over_the_counts_of_all_add_up_to_the_whole(problem):
     logits, target, labels, foreground = problem
-    whole = run(function, *problem)
+    whole = run(eager, *problem)
     counts = kernels.seg_counts(target, labels, foreground)
-    pieces = [run(function, *(x[i : i + 1] for x in problem), counts=counts) for i in range(len(logits))]
+    pieces = [run(eager, *(x[i : i + 1] for x in problem), counts=counts) for i in range(len(logits))]
     torch.testing.assert_close(sum(piece[0] for piece in pieces), whole[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(torch.cat([piece[2] for piece in pieces]), whole[2], rtol=1e-5, atol=1e-5)
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.ops.transfer import function, reference
+from kernels.ops.transfer import eager, reference
 
-PATHS = pytest.mark.parametrize("path", [reference, function], ids=["reference", "fast"])
+PATHS = pytest.mark.parametrize("path", [reference, eager], ids=["reference", "eager"])
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
 
@@ -60,7 +60,7 @@ def test_fast_transfer_loss_and_gradients_equal_the_reference(drawn, margin):
     cams = torch.randn(2, pairs, classes, height, width).unbind()
     mix = torch.randn(pairs, classes, 2 * height, width).contiguous(memory_format=torch.channels_last)
     labels = (torch.rand(pairs, classes) < share).float()
-    fast, plain = (loss_and_grads(path.transfer_loss, (*cams, mix), labels, margin) for path in (function, reference))
+    fast, plain = (loss_and_grads(path.transfer_loss, (*cams, mix), labels, margin) for path in (eager, reference))
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
 
 
@@ -73,17 +73,17 @@ def test_fast_align_loss_and_gradients_equal_the_reference(drawn, soft):
     keep = torch.rand(size[0], 1, *size[2:]) < 0.6
     labels = (torch.rand(*size[:2]) < share).float()
     rest = keep * torch.rand(keep.shape) if soft else keep, labels
-    fast, plain = (loss_and_grads(path.align_loss, (cam, erased), *rest) for path in (function, reference))
+    fast, plain = (loss_and_grads(path.align_loss, (cam, erased), *rest) for path in (eager, reference))
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_the_path_that_never_asks_the_host_equals_the_reference(monkeypatch):
-    monkeypatch.setattr(function, "present_pairs", lambda _: (slice(None), slice(None)))
+    monkeypatch.setattr(eager, "present_pairs", lambda _: (slice(None), slice(None)))
     cams, labels = torch.randn(2, 3, 5, 4, 4).unbind(), (torch.rand(3, 5) < 0.4).float()
     mix, keep = torch.randn(3, 5, 8, 4), torch.rand(3, 1, 4, 4) < 0.6
     dense, plain = (
         loss_and_grads(path.transfer_loss, (*cams, mix), labels) + loss_and_grads(path.align_loss, cams, keep, labels)
-        for path in (function, reference)
+        for path in (eager, reference)
     )
     torch.testing.assert_close(dense, plain, rtol=1e-5, atol=1e-7)
 

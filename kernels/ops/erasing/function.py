@@ -1,38 +1,55 @@
-"""Foreground and erasing over the present classes only; a few of them at a time, so no [B,C,H,W] tensor exists."""
+"""Foreground and erasing on a GPU: the launches. Only present classes are read, and no [B,C,H,W] tensor exists."""
 
 import torch
-import torch.nn.functional as F
+import triton
 from torch import Tensor
 
-from kernels.ops.erasing.reference import EPSILON
-from kernels.ops.present import most_tags
-
-CLASSES_AT_ONCE = 8
+from kernels.launch import launch
+from kernels.ops.erasing.kernel import extrema, strongest
 
 
 @torch.no_grad()
 def foreground(cam: Tensor, labels: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """Fast version of `kernels.foreground`: the tagged classes of each image, gathered to the front."""
-    size = tuple(cam.shape[-2:] if size is None else size)
-    present, classes = labels.float().topk(most_tags(labels), dim=1)
-    best = torch.zeros(len(cam), 1, *size, device=cam.device)
-    for some, chosen in zip(present.split(CLASSES_AT_ONCE, 1), classes.split(CLASSES_AT_ONCE, 1), strict=True):
-        strongest = _normalised(cam, chosen, size).mul_(some[:, :, None, None]).amax(dim=1, keepdim=True)
-        best = torch.maximum(best, strongest)
-    return best
+    """Kernel version of `kernels.foreground`."""
+    size = tuple(cam.shape[2:] if size is None else size)
+    out = torch.empty(len(cam), 1, *size, device=cam.device)
+    _launch_strongest(out, cam, labels, size, None, 0.0)
+    return out
 
 
 @torch.no_grad()
 def erase(images: Tensor, cam: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Fast version of `kernels.erase`."""
-    return images * (foreground(cam, labels, images.shape[-2:]) < threshold)
+    """Kernel version of `kernels.erase`."""
+    images = images if _is_dense(images) else images.contiguous()
+    out = torch.empty_like(images)
+    _launch_strongest(out, cam, labels, tuple(images.shape[2:]), images, threshold)
+    return out
 
 
-def _normalised(cam: Tensor, classes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The maps of classes [B,k], upsampled, then max-normalised in place: [B,k,H,W], the reference's arithmetic."""
-    places = classes[:, :, None, None].expand(-1, -1, *cam.shape[-2:])
-    maps = cam.gather(1, places).float().relu_()
-    if size != tuple(cam.shape[-2:]):
-        maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-    lowest, highest = (extreme[:, :, None, None] for extreme in maps.flatten(2).aminmax(dim=2))
-    return maps.sub_(lowest).sub_(EPSILON).relu_().div_(highest - lowest + EPSILON)
+def _launch_strongest(
+    out: Tensor, cam: Tensor, labels: Tensor, size: tuple[int, int], images: Tensor | None, threshold: float
+) -> None:
+    batch, classes, h, w = cam.shape
+    maps, labels = cam.flatten(2), labels.contiguous()
+    chosen = torch.empty(batch, classes, dtype=torch.int32, device=cam.device)
+    count = torch.empty(batch, dtype=torch.int32, device=cam.device)
+    lowest, highest = torch.empty(2, batch, classes, device=cam.device).unbind()
+    geometry = (classes, h, w, *size, h / size[0], w / size[1], *maps.stride())
+    launch(
+        extrema, lambda meta: (batch, classes), cam.device,
+        maps, labels, chosen, lowest, highest, count, *geometry, CLASSES=triton.next_power_of_2(classes),
+    )  # fmt: skip
+    channels, strides = (0, (0, 0, 0)) if images is None else (images.shape[1], _strides(images))
+    launch(
+        strongest, lambda meta: (batch, triton.cdiv(size[0] * size[1], meta["BLOCK"])), cam.device,
+        out, maps, images, chosen, lowest, highest, count, threshold, *geometry, *strides, CHANNELS=channels,
+    )  # fmt: skip
+
+
+def _strides(images: Tensor) -> tuple[int, int, int]:
+    """Steps from image to image, channel to channel, pixel to pixel."""
+    return images.flatten(2).stride()
+
+
+def _is_dense(images: Tensor) -> bool:
+    return images.is_contiguous() or images.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,37 @@
+"""Block sizes and warps of every kernel: a static table by architecture, so that ranks never differ.
+
+Nothing is tried at run time: autotuning would let two ranks choose differently, and breaks Triton's interpreter.
+A row of an architecture replaces the default row of the same kernel. `num_warps` and `num_stages` go to the compiler,
+every other entry is a constexpr of the kernel.
+"""
+
+from functools import lru_cache
+
+import torch
+
+Options = dict[str, int]
+
+DEFAULT: dict[str, Options] = {
+    "extrema": {"BLOCK": 1024, "num_warps": 4},
+    "strongest": {"BLOCK": 1024, "num_warps": 4},
+    "hinge_value": {"BLOCK": 1024, "num_warps": 4},
+    "hinge_slope": {"BLOCK": 1024, "num_warps": 4},
+}
+BY_ARCHITECTURE: dict[str, dict[str, Options]] = {
+    "sm_80": {},
+    "sm_90": {},
+}
+
+
+def options(kernel: str, architecture: str) -> Options:
+    """The row of `kernel` for an architecture ("sm_90"; any unknown name takes the default row)."""
+    return BY_ARCHITECTURE.get(architecture, {}).get(kernel, DEFAULT[kernel])
+
+
+@lru_cache(maxsize=64)
+def architecture(device: torch.device) -> str:
+    """ "sm_90" for a CUDA device of capability 9.0; "default" for the CPU, where only the interpreter runs kernels."""
+    if device.type != "cuda":
+        return "default"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
