@@ -12,8 +12,8 @@ import torch
 Options = dict[str, int]
 
 DEFAULT: dict[str, Options] = {
-    "extrema": {"BLOCK": 1024, "num_warps": 4},
-    "strongest": {"BLOCK": 1024, "num_warps": 4},
+    "extrema": {"BLOCK": 512, "num_warps": 4},
+    "strongest": {"BLOCK": 512, "num_warps": 4},
     "hinge_value": {"BLOCK": 1024, "num_warps": 4},
     "hinge_slope": {"BLOCK": 1024, "num_warps": 4},
 }

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
-from kernels.ops.erasing import eager, reference
+from kernels.ops.erasing import eager, function, reference
 
-PATHS = pytest.mark.parametrize("path", [reference, eager], ids=["reference", "eager"])
+PATHS = pytest.mark.parametrize("path", [reference, eager, function], ids=["reference", "eager", "triton"])
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
 

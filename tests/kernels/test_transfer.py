@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.ops.transfer import eager, reference
+from kernels.ops.transfer import eager, function, reference
 
-PATHS = pytest.mark.parametrize("path", [reference, eager], ids=["reference", "eager"])
+PATHS = pytest.mark.parametrize("path", [reference, eager, function], ids=["reference", "eager", "triton"])
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
 
@@ -22,10 +22,10 @@ def leaves(*tensors):
     return [tensor.detach().clone().requires_grad_() for tensor in tensors]
 
 
-def loss_and_grads(function, inputs, *rest):
+def loss_and_grads(loss_function, inputs, *rest):
     """The loss, and its gradient for each of `inputs`, scaled by 3 so that a lost factor shows."""
     inputs = leaves(*inputs)
-    loss = function(*inputs, *rest)
+    loss = loss_function(*inputs, *rest)
     return [loss.detach(), *torch.autograd.grad(3 * loss, inputs)]
 
 

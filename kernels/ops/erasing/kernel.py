@@ -60,7 +60,7 @@ def strongest(
     classes, h, w, height, width, scale_y, scale_x, stride_b, stride_c, stride_p, image_b, image_c, image_p,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The maximum over present classes of the stretched maps; with CHANNELS, the picture where that is below a threshold.
+    """The maximum over present classes of the stretched maps; with CHANNELS, the picture where that is lower.
 
     `out` has the strides of the pictures, or is [B, height * width] when there are none (CHANNELS = 0).
     """
