@@ -40,13 +40,18 @@ def choose(op: str, tensor: Tensor) -> ModuleType:
     Raises ValueError in mode "triton" for CPU tensors outside Triton's interpreter: it never falls back.
     """
     chosen = mode()
+    check_device(tensor.is_cuda)
     if chosen == "reference":
         return import_module(f"kernels.ops.{op}.reference")
-    if chosen == "triton" and not (tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
-        raise ValueError("kernels.mode: 'triton' got CPU tensors; it needs a CUDA device, or TRITON_INTERPRET=1")
     if chosen == "triton" or (tensor.is_cuda and HAS_TRITON):
         return import_module(f"kernels.ops.{op}.function")
     return import_module(f"kernels.ops.{op}.eager")
+
+
+def check_device(is_cuda: bool) -> None:
+    """Raises ValueError if the mode in force is "triton" and tensors will be neither on a GPU nor interpreted."""
+    if mode() == "triton" and not (is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+        raise ValueError("kernels.mode: 'triton' got CPU tensors; it needs a CUDA device, or TRITON_INTERPRET=1")
 
 
 def _usable(name: str, origin: str) -> str:

@@ -157,6 +157,8 @@ class Train(Model):
     epochs: int = Field(40, ge=1, le=10_000)
     phase1_epochs: int = Field(10, ge=0)  # classification only, before KTSE's losses start
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 autocast where the device computes faster in it
+    recompute: bool = False  # activation checkpointing: less memory, a third more arithmetic
+    compile: bool = False  # torch.compile of the backbone: minutes at first, for every shape, then faster steps
     baseline: bool = False  # also fork a classification-only run from the end of phase 1
     checkpoint_steps: int = Field(200, ge=1)
     keep: int = Field(2, ge=1)  # latest checkpoints kept

@@ -1,12 +1,13 @@
 """`python -m ktse_dist.train [--config FILE] [a.b=c ...]`: train a run, or go on with it where it stopped."""
 
 import argparse
+import os
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
 import kernels
+from kernels.dispatch import check_device
 from ktse_dist import models
 from ktse_dist.config import Config, load_config, merge, to_yaml, validate
 from ktse_dist.data.pack.stickers import pack_stickers
@@ -16,7 +17,7 @@ from ktse_dist.training.context import LocalContext
 from ktse_dist.training.dry_run import describe
 from ktse_dist.training.job import Job, prepare
 from ktse_dist.training.loop import run
-from ktse_dist.training.setup import fast_precision, prepare_process, start_logging
+from ktse_dist.training.setup import fast_precision, prepare_process, start_logging, uses_gpu
 
 STOPPED = 143  # exit status: what a shell reports for a process that SIGTERM ended
 DRY_RUN = (
@@ -37,7 +38,8 @@ def main(arguments: list[str]) -> None:
     start_logging()
     planned = jobs(config, folder)
     check_installed(config)
-    check_kernels()
+    check_compiler(config)
+    check_kernels(config)
     prepared = [prepare(job) for job in planned]
     index, schedule, saved = prepared[0]
     if options.dry_run:
@@ -65,8 +67,7 @@ def resolved(config: Config) -> Config:
     if isinstance(config.model.weights, Path):
         found["model"] = {"weights": config.model.weights.expanduser().absolute()}
     if config.train.precision == "auto":
-        use_gpu = torch.cuda.is_available() if config.engine.name == "torch" else config.ray.use_gpu
-        found["train"] = {"precision": fast_precision(use_gpu)}
+        found["train"] = {"precision": fast_precision(uses_gpu(config))}
     return validate(merge(config.model_dump(by_alias=True), found))
 
 
@@ -79,11 +80,22 @@ def check_installed(config: Config) -> None:
         )
 
 
-def check_kernels() -> None:
+def check_compiler(config: Config) -> None:
+    compilers = (os.environ.get("CXX", "g++"), "clang++")
+    if config.train.compile and not any(map(shutil.which, compilers)):
+        raise UserError("train.compile: needs a C++ compiler, no g++ or clang++ found; install one, or set it to false")
+
+
+def check_kernels(config: Config) -> None:
     try:
         kernels.mode()
     except ValueError as error:
         raise UserError(f"{error}; unset it, since it wins over kernels.mode") from None
+    try:
+        kernels.set_mode(config.kernels.mode)
+        check_device(uses_gpu(config))
+    except ValueError as error:
+        raise UserError(f"{error}; or set kernels.mode=auto") from None
 
 
 def make_folder(folder: RunFolder) -> None:

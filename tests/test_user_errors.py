@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import kernels
 from ktse_dist import evaluate, masks, report, train
 from ktse_dist.cli import dispatch
 from ktse_dist.config import load_config
@@ -156,6 +157,23 @@ def test_a_kernel_mode_of_the_environment_that_does_not_exist_is_named(files, ca
         run_main(train.main, command(SMALL, files))
     assert stop.value.code == 2
     assert "KTSE_KERNELS: 'fast'" in capsys.readouterr().err
+
+
+def test_triton_kernels_without_a_gpu_are_refused_before_training(files, capsys, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(SystemExit) as stop:
+        run_main(train.main, command(f"{SMALL} kernels.mode=triton", files))
+    kernels.set_mode("auto")
+    assert stop.value.code == 2
+    assert "kernels.mode: 'triton' got CPU tensors; it needs a CUDA device" in capsys.readouterr().err
+
+
+def test_compiling_without_a_compiler_is_refused_before_training(files, capsys, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(SystemExit) as stop:
+        run_main(train.main, command(f"{SMALL} train.compile=true", files))
+    assert stop.value.code == 2
+    assert "train.compile: needs a C++ compiler" in capsys.readouterr().err
 
 
 def test_a_run_that_was_stopped_is_not_called_trained(files, capsys, monkeypatch):

@@ -1,6 +1,6 @@
 """Between grey levels and network inputs, on the device."""
 
-from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ def normalise(pixels: Tensor, inside: Tensor, mean: tuple[float, ...], std: tupl
     mean, std: three numbers each, in grey levels (0 to 255).
     """
     levels = pixels.to(torch.float32, memory_format=torch.channels_last)
-    scaled = (levels - _planes(mean, levels)) / _planes(std, levels)
+    scaled = (levels - _planes(mean, levels.device)) / _planes(std, levels.device)
     return scaled * inside_mask(inside, *pixels.shape[2:])
 
 
@@ -26,11 +26,14 @@ def inside_mask(inside: Tensor, height: int, width: int) -> Tensor:
 
 def denormalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], truncated: bool) -> Tensor:
     """Network inputs back to [0,1]; truncated drops the fraction of a grey level, as the published run does."""
-    unit_std, unit_mean = ([value / 255 for value in values] for values in (std, mean))
-    pixels = images * _planes(unit_std, images) + _planes(unit_mean, images)
+    unit_std, unit_mean = (tuple(value / 255 for value in values) for values in (std, mean))
+    pixels = images * _planes(unit_std, images.device) + _planes(unit_mean, images.device)
     # the published order of operations: another one would truncate other pixels
     return (pixels * 255).clamp(0, 255).to(torch.uint8).to(torch.float32) / 255 if truncated else pixels
 
 
-def _planes(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=like.device).view(1, 3, 1, 1)
+@lru_cache(maxsize=64)
+def _planes(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Three numbers as [1,3,1,1], kept on the device: copying them there would make every step wait for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1)

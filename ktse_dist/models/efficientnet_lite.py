@@ -72,6 +72,7 @@ class EfficientNetLite0(nn.Module):
     """
 
     channels = 1280
+    block_kinds = (InvertedResidual,)
     mean = (127.0, 127.0, 127.0)
     std = (128.0, 128.0, 128.0)
 

@@ -40,6 +40,7 @@ class ResNet(nn.Module):
     """
 
     channels = 2048
+    block_kinds = (Bottleneck,)
     mean = (0.485 * 255, 0.456 * 255, 0.406 * 255)
     std = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 

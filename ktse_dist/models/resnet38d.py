@@ -66,6 +66,7 @@ class ResNet38d(nn.Module):
     """
 
     channels = 4096
+    block_kinds = (BasicBlock, Bottleneck)
     stride = 8
     mean = (0.485 * 255, 0.456 * 255, 0.406 * 255)
     std = (0.229 * 255, 0.224 * 255, 0.225 * 255)

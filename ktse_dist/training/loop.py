@@ -16,6 +16,7 @@ from ktse_dist.data.stream import Plan, stream
 from ktse_dist.errors import UserError
 from ktse_dist.method.batch import Batch
 from ktse_dist.method.ktse import KTSE
+from ktse_dist.models.recompute import recompute_blocks
 from ktse_dist.models.weights import save_model
 from ktse_dist.training import checkpoint
 from ktse_dist.training.context import RunContext
@@ -24,6 +25,7 @@ from ktse_dist.training.job import Job, prepare
 from ktse_dist.training.metrics import Means, MetricsLog, Progress
 from ktse_dist.training.optim import parameter_groups
 from ktse_dist.training.schedule import Schedule
+from ktse_dist.training.setup import uses_gpu
 
 log = logging.getLogger("ktse")
 
@@ -50,14 +52,17 @@ def run(job: Job, context: RunContext) -> None:
 
 
 def device_of(config: Config) -> torch.device:
-    use_gpu = config.ray.use_gpu if config.engine.name != "torch" else torch.cuda.is_available()
-    return torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if uses_gpu(config) else torch.device("cpu")
 
 
 def make_engine(config: Config, index: Index) -> Engine:
     """The module with its seeded new head, in an engine. Every rank builds the same weights."""
     torch.manual_seed(config.run.seed)
     backbone, head = models.build(config.model, len(index.classes), names=index.classes)
+    if config.train.recompute:
+        recompute_blocks(backbone)
+    if config.train.compile:
+        backbone.compile(dynamic=False)  # few shapes: a batch size for each phase and pass
     module = KTSE(backbone, head, config.method, config.train.precision)
     device = device_of(config)
     module.to(device=device, memory_format=torch.channels_last)

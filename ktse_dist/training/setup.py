@@ -6,6 +6,8 @@ import sys
 
 import torch
 
+from ktse_dist.config import Config
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
@@ -15,6 +17,11 @@ def prepare_process(threads: int | None) -> None:
         torch.set_num_threads(threads)
     keep_freed_memory()
     start_logging()
+
+
+def uses_gpu(config: Config) -> bool:
+    """Whether a run of this config trains on GPUs: as asked for under Ray, if there is one without it."""
+    return torch.cuda.is_available() if config.engine.name == "torch" else config.ray.use_gpu
 
 
 def fast_precision(use_gpu: bool) -> str:

@@ -50,7 +50,9 @@ def runs(tmp_path_factory, dataset) -> Path:
     one += [f"torch-fast:torch:corrected::{FAST}", f"torch-resumed:torch:corrected:{STOPS}:{FAST}"]
     two = [f"{layout}-{preset}:{layout}:{preset}:" for layout in LAYOUTS for preset in PRESETS]
     two += [f"zero2-fast:zero2:corrected::{FAST}", f"zero2-resumed:zero2:corrected:{STOPS}:{FAST}"]
-    for world, jobs in ((1, one), (2, [*two, f"edge-of-2:{edge}"]), (4, [f"edge-of-4:{edge}"])):
+    one += [f"torch-recomputed:torch:corrected::{FAST}:train.recompute=true"]
+    two += [f"edge-of-2:{edge}", f"edge-recomputed:{edge}:train.recompute=true"]
+    for world, jobs in ((1, one), (2, two), (4, [f"edge-of-4:{edge}"])):
         start(world, dataset, out, jobs)
     return out
 
@@ -130,6 +132,11 @@ def maps(folder: Path, dataset: Path) -> list[torch.Tensor]:
 def test_zero3_with_more_workers_than_pairs_does_not_hang(runs):
     # pictures of 64 pixels have CAMs of 4x4: one sign that rounding flips is a large share of a gradient
     assert distance(weights(runs, "edge-of-4"), weights(runs, "edge-of-2")) <= 5e-3
+
+
+@pytest.mark.parametrize(("recomputed", "kept"), [("torch-recomputed", "torch-fast"), ("edge-recomputed", "edge-of-2")])
+def test_recomputed_activations_change_no_bit(runs, recomputed, kept):
+    assert distance(weights(runs, recomputed), weights(runs, kept)) == 0
 
 
 @pytest.mark.parametrize("engine", ["torch", "zero2"])

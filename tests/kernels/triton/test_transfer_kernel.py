@@ -12,7 +12,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 @st.composite
 def problems(draw):
-    """(the channel-sliced, perhaps channels-last CAMs of three pictures, tags, dtype); the last CAM is twice as high."""
+    """(channel-sliced, perhaps channels-last CAMs of three pictures, tags, dtype); the last CAM is twice as high."""
     batch, classes = draw(st.sampled_from([(1, 1), (2, 3), (5, 4), (3, 20), (1, 90)]))
     height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
