@@ -340,6 +340,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--ops", nargs="+", choices=OPS, default=OPS, metavar="OP", help=", ".join(OPS))
     parser.add_argument("--dtype", choices=TOLERANCE, default="fp32")
     parser.add_argument("--quick", action="store_true", help="fewer repeats, no torch.compile; under 3 minutes")
+    parser.add_argument("--seconds", type=float, help="how long to time one operation (15, with --quick 2)")
     parser.add_argument("--save", type=Path, metavar="FILE.csv")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the rows of --save; needs matplotlib")
     parser.add_argument("--pictures", type=int, default=16, help="other than 16: no targets (%(default)s)")
@@ -347,7 +348,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.plot and not options.save:
         parser.error("--plot draws the rows of --save FILE.csv, which is missing")
-    options.compile, options.seconds = not options.quick, 2.0 if options.quick else 15.0
+    options.compile, options.seconds = not options.quick, options.seconds or (2.0 if options.quick else 15.0)
     os.environ.pop("KTSE_KERNELS", None)  # it would win over the modes that are compared
     device = torch.device(options.device)
     if device.type == "cuda":  # fp32 means fp32, for every variant
