@@ -144,11 +144,11 @@ def moved_bytes(call: Call) -> int:
     return moved.total
 
 
-def copy_bandwidth(device: torch.device) -> float:
+def copy_bandwidth(device: torch.device, budget: float = 1.0) -> float:
     """Bytes read and written per second by the copy of one large tensor."""
     source = torch.ones(COPY[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    spent = timed_in_turn({"copy": lambda: target.copy_(source)}, device, 2.0)["copy"]
+    spent = timed_in_turn({"copy": lambda: target.copy_(source)}, device, budget)["copy"]
     return 2 * source.numel() / statistics.median(spent)
 
 

@@ -355,7 +355,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     x = Inputs(CLASSES[options.shapes], device, {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype],
                options.pictures, options.size)  # fmt: skip
-    about, copy = measuring.about(device), measuring.copy_bandwidth(device)
+    about, copy = measuring.about(device), measuring.copy_bandwidth(device, min(1.0, options.seconds))
     print(f"{about['device']}, torch {about['torch']}, triton {about['triton']}, {options.shapes}, {options.dtype}, "
           f"a copy moves {copy / 1e9:.0f} GB/s")  # fmt: skip
     table = cases(x)
