@@ -16,6 +16,11 @@ DEFAULT: dict[str, Options] = {
     "strongest": {"BLOCK": 512, "num_warps": 4},
     "hinge_value": {"BLOCK": 1024, "num_warps": 4},
     "hinge_slope": {"BLOCK": 1024, "num_warps": 4},
+    "pool": {"BLOCK": 16, "num_warps": 4, "num_stages": 1},
+    "gate_forward": {"CLASSES": 16, "BLOCK": 32, "num_warps": 8, "num_stages": 1},
+    "gate_backward": {"CLASSES": 16, "BLOCK": 32, "num_warps": 8, "num_stages": 1},
+    "weight_backward": {"CLASSES": 16, "BLOCK": 32, "SPAN": 512, "num_warps": 4, "num_stages": 1},
+    "pool_backward": {"BLOCK": 16, "num_warps": 2, "num_stages": 1},
 }
 BY_ARCHITECTURE: dict[str, dict[str, Options]] = {
     "sm_80": {},
