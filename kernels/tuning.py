@@ -21,6 +21,8 @@ DEFAULT: dict[str, Options] = {
     "gate_backward": {"CLASSES": 16, "BLOCK": 32, "num_warps": 8, "num_stages": 1},
     "weight_backward": {"CLASSES": 16, "BLOCK": 32, "SPAN": 512, "num_warps": 4, "num_stages": 1},
     "pool_backward": {"BLOCK": 16, "num_warps": 2, "num_stages": 1},
+    "affinity": {"PIXELS": 128, "num_warps": 4},
+    "propagate": {"PIXELS": 128, "num_warps": 4},
 }
 BY_ARCHITECTURE: dict[str, dict[str, Options]] = {
     "sm_80": {},
