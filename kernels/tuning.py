@@ -22,7 +22,7 @@ DEFAULT: dict[str, Options] = {
     "weight_backward": {"CLASSES": 16, "BLOCK": 32, "SPAN": 512, "num_warps": 4, "num_stages": 1},
     "pool_backward": {"BLOCK": 16, "num_warps": 2, "num_stages": 1},
     "group_sizes": {"BLOCK": 4096, "num_warps": 8},
-    "tile_losses": {"num_warps": 2, "maxnreg": 168},
+    "tile_losses": {"num_warps": 2, "maxnreg": 192},
     "total_loss": {"BLOCK": 8192, "num_warps": 32},
     "logit_grad": {"BLOCK": 1024, "num_warps": 8},
     "affinity": {"PIXELS": 128, "num_warps": 4},

@@ -94,17 +94,18 @@ def tile_losses(
 
     gap = tl.zeros((TILE_Y * TILE_X,), tl.float32)
     runner = tl.full((TILE_Y * TILE_X,), NEITHER, tl.int32)
-    if use == 2:
-        second = _below(first, best)
-        if REST:
-            second = tl.maximum(second, _below(rest, best))
-        gap = tl.where(confident, second - best, 0.0)
-        if WITH_GRAD:
-            runner = tl.min(tl.where(first == second[None, :], _class(0, FIRST), NEITHER), axis=0)
+    if WITH_TAGS:
+        if use == 2:
+            second = _below(first, best)
             if REST:
-                of_rest = tl.min(tl.where(rest == second[None, :], _class(FIRST, REST), NEITHER), axis=0)
-                runner = tl.minimum(runner, of_rest)
-            runner = tl.where(confident & (second > 0), runner, NEITHER)
+                second = tl.maximum(second, _below(rest, best))
+            gap = tl.where(confident, second - best, 0.0)
+            if WITH_GRAD:
+                runner = tl.min(tl.where(first == second[None, :], _class(0, FIRST), NEITHER), axis=0)
+                if REST:
+                    of_rest = tl.min(tl.where(rest == second[None, :], _class(FIRST, REST), NEITHER), axis=0)
+                    runner = tl.minimum(runner, of_rest)
+                runner = tl.where(confident & (second > 0), runner, NEITHER)
 
     peak = tl.maximum(best, ground)
     shift = peak * LOG2_E
@@ -136,9 +137,15 @@ def tile_losses(
         slope = inter_weight / of_confident
         down = _weight(start_y + tl.arange(0, TILE_Y), cell_y, h, scale_y)
         right = _weight(start_x + tl.arange(0, TILE_X), cell_x, w, scale_x)
-        _share(shares, first, part, weight, wanted, slope, runner, down, right, 0, classes, FIRST, TILE_Y, TILE_X)
+        _share(
+            shares, first, part, weight, wanted, slope, runner, down, right, 0, classes,
+            WITH_TAGS, FIRST, TILE_Y, TILE_X,
+        )  # fmt: skip
         if REST:
-            _share(shares, rest, part, weight, wanted, slope, runner, down, right, FIRST, classes, REST, TILE_Y, TILE_X)
+            _share(
+                shares, rest, part, weight, wanted, slope, runner, down, right, FIRST, classes,
+                WITH_TAGS, REST, TILE_Y, TILE_X,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -284,13 +291,15 @@ def _below(scores, best):
 @triton.jit
 def _share(
     shares, odds, part, weight, wanted, slope, runner, down, right, start, classes,
-    NUMBER: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr,
+    WITH_TAGS: tl.constexpr, NUMBER: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr,
 ):  # fmt: skip
     """Stores what the classes from `start` on add to the gradient at each corner."""
     number = _class(start, NUMBER)
-    both = tl.where(runner == wanted, slope - weight, slope)
-    others = tl.where(number == wanted[None, :], -weight[None, :], 0.0)
-    grad = odds * part[None, :] + tl.where(number == runner[None, :], both[None, :], others)
+    lowered = tl.where(number == wanted[None, :], -weight[None, :], 0.0)
+    if WITH_TAGS:
+        both = tl.where(runner == wanted, slope - weight, slope)
+        lowered = tl.where(number == runner[None, :], both[None, :], lowered)
+    grad = odds * part[None, :] + lowered
     grad = tl.reshape(tl.trans(grad), (TILE_X, TILE_Y, NUMBER))
     on_left = tl.sum(grad * (1 - right)[:, None, None], axis=0)
     on_right = tl.sum(grad * right[:, None, None], axis=0)
