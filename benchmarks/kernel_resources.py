@@ -1,4 +1,4 @@
-"""What every Triton kernel takes of a GPU: registers, spills and shared memory, compiled for sm_80 and sm_90 without one.
+"""What every Triton kernel takes of a GPU, compiled for sm_80 and sm_90 without one: registers, spills, shared memory.
 
 The public functions run on CPU tensors at the shapes of VOC and COCO, forward and backward, in fp32 and bf16, and each
 launch compiles its kernel instead, with the arguments and the row of the tuning table that a GPU would get.
@@ -21,13 +21,13 @@ from pathlib import Path
 os.environ.pop("TRITON_INTERPRET", None)  # read when triton is imported
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import torch  # noqa: E402
-import triton  # noqa: E402
-from torch import Tensor  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.backends.nvidia.compiler import get_ptxas  # noqa: E402
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 
-from kernels import tuning  # noqa: E402
+from kernels import tuning
 
 ARCHITECTURES = {"sm_80": 80, "sm_90": 90}
 CLASSES = {"voc": 20, "coco": 80}

@@ -94,7 +94,7 @@ def tile_losses(
 
     gap = tl.zeros((TILE_Y * TILE_X,), tl.float32)
     runner = tl.full((TILE_Y * TILE_X,), NEITHER, tl.int32)
-    if WITH_TAGS:
+    if WITH_TAGS:  # noqa: SIM102 (a constant: what is inside is not compiled otherwise)
         if use == 2:
             second = _below(first, best)
             if REST:
