@@ -1,0 +1,56 @@
+# The image of a node with NVIDIA GPUs (driver 580 or later). From the root of the repository:
+#   docker build --file cluster/docker/gpu.Dockerfile --tag REGISTRY/ktse:0.1.0-gpu .
+# Another package index: --build-arg PIP_INDEX_URL=URL; one with a password: --secret id=pip,src=pip.conf, which leaves no
+# trace in the image, as a build argument would.
+FROM python:3.11.14-slim-bookworm
+
+# g++: the CRF, Triton and DeepSpeed compile. ssh, rsync: Ray's cluster launcher. wget: the probes of older KubeRay.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ openssh-client procps rsync wget \
+    && rm -rf /var/lib/apt/lists/*
+
+# HOME is read by Ray's cluster launcher. Ray asks for its token everywhere, unless a person says otherwise.
+ENV HOME=/home/ktse \
+    PATH=/opt/venv/bin:$PATH \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PYTHONUNBUFFERED=1 \
+    RAY_AUTH_MODE=token \
+    RAY_USAGE_STATS_ENABLED=0
+RUN groupadd --gid 1000 ktse && useradd --uid 1000 --gid 1000 --create-home ktse && python -m venv /opt/venv
+
+WORKDIR /opt/ktse
+COPY constraints-cpu.txt ./
+
+# torch brings CUDA with it, so that the base needs none. It comes from one place only, PyTorch's own index;
+# TORCH_INDEX= (empty) takes it from the package index instead.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cu130
+ARG PIP_INDEX_URL=https://pypi.org/simple
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    pip install --no-deps --constraint constraints-cpu.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
+
+# What Ray's cluster launcher needs on a head: AWS, then GCP.
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    pip install --constraint constraints-cpu.txt boto3==1.44.5 google-api-python-client==2.202.0 google-auth-httplib2==0.4.4
+
+# The dependencies, with nothing of our own code: this layer changes with pyproject.toml and not with a commit.
+COPY pyproject.toml README.md LICENSE ./
+COPY ktse_dist/data/pack/drawings/LICENSES.md ktse_dist/data/pack/drawings/
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    pip install --constraint constraints-cpu.txt '.[train,kernels,crf]'
+
+COPY configs configs
+COPY kernels kernels
+COPY ktse_dist ktse_dist
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    pip install --no-deps --force-reinstall . && rm -rf build ktse_dist kernels *.egg-info
+
+# The code cannot be changed by what runs it.
+USER 1000:1000
+WORKDIR /home/ktse
+
+# A container that is a Ray node is as healthy as its raylet; any other has nothing to ask.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
+    CMD ! pgrep -x raylet >/dev/null || wget -q -O- http://127.0.0.1:52365/api/local_raylet_healthz | grep -q success
+
+CMD ["ktse", "--help"]
