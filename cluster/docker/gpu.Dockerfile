@@ -1,7 +1,7 @@
 # The image of a node with NVIDIA GPUs (driver 580 or later). From the root of the repository:
 #   docker build --file cluster/docker/gpu.Dockerfile --tag REGISTRY/ktse:0.1.0-gpu .
-# Another package index: --build-arg PIP_INDEX_URL=URL; one with a password: --secret id=pip,src=pip.conf, which leaves no
-# trace in the image, as a build argument would.
+# Another package index: --build-arg PIP_INDEX_URL=URL. One with a password: --secret id=pip,src=pip.conf, since build
+# arguments stay readable in the image.
 FROM python:3.11.14-slim-bookworm
 
 # g++: the CRF, Triton and DeepSpeed compile. ssh, rsync: Ray's cluster launcher. wget: the probes of older KubeRay.
@@ -25,19 +25,15 @@ COPY constraints-cpu.txt ./
 # torch brings CUDA with it, so that the base needs none. It comes from one place only, PyTorch's own index;
 # TORCH_INDEX= (empty) takes it from the package index instead.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cu130
-ARG PIP_INDEX_URL=https://pypi.org/simple
+ARG PIP_INDEX_URL
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip install --no-deps --constraint constraints-cpu.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
-
-# What Ray's cluster launcher needs on a head: AWS, then GCP.
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    pip install --constraint constraints-cpu.txt boto3==1.44.5 google-api-python-client==2.202.0 google-auth-httplib2==0.4.4
 
 # The dependencies, with nothing of our own code: this layer changes with pyproject.toml and not with a commit.
 COPY pyproject.toml README.md LICENSE ./
 COPY ktse_dist/data/pack/drawings/LICENSES.md ktse_dist/data/pack/drawings/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    pip install --constraint constraints-cpu.txt '.[train,kernels,crf]'
+    pip install --constraint constraints-cpu.txt '.[train,kernels,crf,launcher]'
 
 COPY configs configs
 COPY kernels kernels
