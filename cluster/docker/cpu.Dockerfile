@@ -11,13 +11,13 @@ RUN apt-get update \
 
 # HOME is read by Ray's cluster launcher. Ray asks for its token everywhere, unless a person says otherwise.
 ENV HOME=/home/ktse \
-    PATH=/opt/venv/bin:$PATH \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
+    PIP_ROOT_USER_ACTION=ignore \
     PYTHONUNBUFFERED=1 \
     RAY_AUTH_MODE=token \
     RAY_USAGE_STATS_ENABLED=0
-RUN groupadd --gid 1000 ktse && useradd --uid 1000 --gid 1000 --create-home ktse && python -m venv /opt/venv
+RUN groupadd --gid 1000 ktse && useradd --uid 1000 --gid 1000 --create-home ktse
 
 WORKDIR /opt/ktse
 COPY constraints-cpu.txt ./
