@@ -90,8 +90,8 @@ Validator = jsonschema.validators.extend(
 
 
 def schema_of(kind: str) -> dict[str, Any]:
-    if kind in NATIVE:
-        return {"type": "object", "properties": NATIVE[kind], "required": [*NATIVE[kind]], "additionalProperties": False}
+    if known := NATIVE.get(kind):
+        return {"type": "object", "properties": known, "required": [*known], "additionalProperties": False}
     definition = json.loads(gzip.decompress((CRDS / f"{kind.lower()}s.v1.json.gz").read_bytes()))
     schema = plain(definition["openAPIV3Schema"])
     schema["properties"] |= {"apiVersion": {"const": "ray.io/v1"}, "metadata": METADATA}

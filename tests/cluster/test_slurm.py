@@ -25,7 +25,8 @@ ARGUMENTS = ["--config", "configs/voc_large_batch.yaml", "data.path=/shared/voc"
 STUBS = {
     "hostname": "echo '10.0.0.1 fd00::1 '",
     "scontrol": 'echo "$@" >>"$HERE/scontrol"',
-    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "srun": """while [[ $1 == --* ]]; do shift; done
+               if [ "$1" = rm ]; then echo "$@" >>"$HERE/removed"; else exec "$@"; fi""",
     # Ray starts, then does what comes after --: the training, which is the stub below
     "ray": """printf '%s\\n' "$@" >"$HERE/ray"
               env >"$HERE/environment"
@@ -84,7 +85,7 @@ def test_the_scripts_are_what_bash_and_shellcheck_take():
 
 def test_shellcheck_finds_a_mistake(tmp_path):
     mistaken = tmp_path / "mistaken.sbatch"
-    mistaken.write_text(SCRIPT.read_text().replace('rm -f "$state/', "rm -f $state/").replace('training.pid"\n', "training.pid\n"))
+    mistaken.write_text(SCRIPT.read_text().replace('mkdir -p "$state"', "mkdir -p $state"))
     found = subprocess.run([SHELLCHECK, mistaken], check=False, capture_output=True, text=True)
     assert "SC2086" in found.stdout
 
@@ -135,6 +136,7 @@ def test_the_token_is_of_this_job_alone_and_only_its_owner_reads_it(start_job):
         tokens.append((job.here / "token").read_text().strip())
         assert "RAY_AUTH_MODE=token" in job.words("environment")
         assert not list((job.here.parent / ".ktse").iterdir())  # gone with the job
+        assert job.words("removed")[-1] == "rm -rf /tmp/ray-4711"
     assert tokens[0] != tokens[1] and all(re.fullmatch("[0-9a-f]{64}", token) for token in tokens)
 
 
