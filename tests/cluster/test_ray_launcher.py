@@ -3,10 +3,14 @@
 import json
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import botocore.session
+import googleapiclient
 import jsonschema
 import pytest
+from botocore.validate import ParamValidator
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
@@ -48,6 +52,53 @@ def test_ray_takes_the_config(name, config):
 def test_ray_refuses_a_mistake(name, change, config):
     with pytest.raises((jsonschema.ValidationError, ValueError, AssertionError)):
         validate(config(name) | change)
+
+
+def aws_mistakes(node: Config) -> str:
+    """What EC2's own model, which boto3 carries, says about a request for this machine."""
+    shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    return ParamValidator().validate(node | {"MinCount": 1, "MaxCount": 1}, shape).generate_report()
+
+
+def gcp_schema(schema: Any) -> Any:
+    """Compute Engine's own model, which Google's client carries, as JSON Schema without unknown fields."""
+    if not isinstance(schema, dict):
+        return schema
+    out = {key: gcp_schema(schema[key]) for key in ("items", "additionalProperties") if key in schema}
+    out |= {key: schema[key] for key in ("type", "enum") if key in schema}
+    if "$ref" in schema:
+        out["$ref"] = f"#/schemas/{schema['$ref']}"
+    if schema.get("format") in ("int64", "uint64"):  # JSON's numbers are too short for them, so a string will do, too
+        out["type"] = ["string", "integer"]
+    if "properties" in schema:
+        out["properties"] = {name: gcp_schema(value) for name, value in schema["properties"].items()}
+        out["additionalProperties"] = False
+    return out
+
+
+def gcp_mistakes(node: Config) -> str:
+    document = Path(googleapiclient.__file__).parent / "discovery_cache" / "documents" / "compute.v1.json"
+    schemas = {name: gcp_schema(schema) for name, schema in json.loads(document.read_text())["schemas"].items()}
+    found = jsonschema.Draft202012Validator({"$ref": "#/schemas/Instance", "schemas": schemas}).iter_errors(node)
+    return "\n".join(error.message for error in found)
+
+
+@pytest.mark.parametrize(("name", "mistakes"), [("aws.yaml", aws_mistakes), ("gcp.yaml", gcp_mistakes)])
+def test_the_cloud_knows_every_field_of_its_machines(name, mistakes, config):
+    for node in config(name)["available_node_types"].values():
+        assert mistakes(node["node_config"]) == ""
+
+
+@pytest.mark.parametrize(("mistakes", "node"), [
+    (aws_mistakes, {"InstanceTyp": "m7i.xlarge"}),
+    (aws_mistakes, {"InstanceMarketOptions": {"MarketTyp": "spot"}}),
+    (aws_mistakes, {"SecurityGroupIds": "sg-1"}),
+    (gcp_mistakes, {"scheduling": {"provisioning": "SPOT"}}),
+    (gcp_mistakes, {"scheduling": {"provisioningModel": "CHEAP"}}),
+    (gcp_mistakes, {"disks": [{"initializeParams": {"diskSizeGb": "many", "image": "x"}}]}),
+])  # fmt: skip
+def test_a_field_that_the_cloud_does_not_know_is_refused(mistakes, node):
+    assert mistakes(node)
 
 
 def start_options(commands: list[str]) -> dict[str, Any]:
