@@ -4,12 +4,14 @@ Precedence: preset < YAML < override. Nothing else in ktse_dist reads YAML.
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from ktse_dist.errors import UserError
 from ktse_dist.presets import PRESETS
@@ -29,10 +31,31 @@ class Run(Model):
     seed: int = Field(5137, ge=0, lt=2**31)  # the published run's seed
 
 
+REMOTE = re.compile(r"(s3|gs|https?)://[^\s?#@]+")  # no password, no query that may hold a token
+
+
+def place(value: Any) -> Path | str | None:
+    """An address stays text, as Path would swallow one of its slashes; everything else is a path."""
+    if not isinstance(value, str | Path | None):
+        raise PydanticCustomError("place", "a folder or an address is allowed")
+    return Path(value) if isinstance(value, str) and not re.search(r"::|^\w+://", value) else value
+
+
+class Cache(Model):
+    """What a node keeps of a remote data set (data.path is an address); all processes of the node share it."""
+
+    folder: Path | None = None  # None: $XDG_CACHE_HOME/ktse, else ~/.cache/ktse
+    gigabytes: float = Field(50, gt=0)  # the shards used least recently make room
+    deadline: float = Field(120, gt=0, le=86_400)  # seconds without an answer until the run gives up
+
+
 class Data(Model):
     """Which pictures, and how a training crop is cut from one (docs/method.md 1.1)."""
 
-    path: Path | None = None  # None: the embedded stickers, packed on first use under the run root
+    # a folder or an address; None: the embedded stickers, packed on first use under the run root
+    path: Annotated[Path | str | None, PlainValidator(place)] = None
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")  # of a remote dataset.json: nothing else is accepted
+    cache: Cache = Cache()
     window_shards: int | None = Field(None, ge=1)  # shards shuffled together; None: all of them
     workers: int = Field(0, ge=0, le=64)  # decoding processes of each rank; 0: decode in the training process
     long_side: tuple[int, int] = (256, 512)  # drawn uniformly, inclusive
@@ -44,6 +67,15 @@ class Data(Model):
         low, high = self.long_side
         if not 16 <= low <= high <= 4096:
             raise ValueError(f"long_side is {[low, high]}; allowed are 16 <= smallest <= largest <= 4096")
+        return self
+
+    @model_validator(mode="after")
+    def _address(self) -> "Data":
+        if isinstance(self.path, str) and not REMOTE.fullmatch(self.path):
+            raise ValueError(
+                f"path is '{self.path}'; allowed are a folder, and s3://, gs://, http:// and https:// addresses without "
+                "password, '?', '#' and '::'; give one of these"
+            )
         return self
 
 

@@ -21,6 +21,8 @@ FREE = {
     "kernels",
     "masks",
     "data.path",
+    "data.sha256",
+    "data.cache",
     "data.workers",
     "train.baseline",
     "train.checkpoint_steps",
