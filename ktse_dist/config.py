@@ -31,7 +31,7 @@ class Run(Model):
     seed: int = Field(5137, ge=0, lt=2**31)  # the published run's seed
 
 
-REMOTE = re.compile(r"(s3|gs|https?)://[^\s?#@]+")  # no password, no query that may hold a token
+REMOTE = re.compile(r"(s3|gs|https?)://(?!.*::)[^\s?#@]+")  # no password, no query that may hold a token
 
 
 def place(value: Any) -> Path | str | None:
@@ -57,6 +57,8 @@ class Data(Model):
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")  # of a remote dataset.json: nothing else is accepted
     cache: Cache = Cache()
     window_shards: int | None = Field(None, ge=1)  # shards shuffled together; None: all of them
+    lanes: int = Field(1, ge=1, le=8)  # sequences of shards that run side by side, each with its part of every batch
+    max_bad_fraction: float = Field(0.001, ge=0, le=1)  # pictures of an epoch that may be unreadable; 3 always may
     workers: int = Field(0, ge=0, le=64)  # decoding processes of each rank; 0: decode in the training process
     long_side: tuple[int, int] = (256, 512)  # drawn uniformly, inclusive
     crop: int = Field(320, ge=32, le=2048)
@@ -73,8 +75,8 @@ class Data(Model):
     def _address(self) -> "Data":
         if isinstance(self.path, str) and not REMOTE.fullmatch(self.path):
             raise ValueError(
-                f"path is '{self.path}'; allowed are a folder, and s3://, gs://, http:// and https:// addresses without "
-                "password, '?', '#' and '::'; give one of these"
+                f"path is '{self.path}'; allowed are a folder, and s3://, gs://, http:// and https:// addresses "
+                "without password, '?', '#' and '::'; give one of these"
             )
         return self
 
@@ -275,6 +277,17 @@ class Config(Model):
                 f"train.batch has a batch of {smallest} for ray.workers={self.ray.workers}; every worker needs a "
                 "picture: raise train.batch or lower ray.workers"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _every_lane_has_its_share(self) -> "Config":
+        lanes = self.data.lanes
+        for _, size in self.train.batch:
+            if size % lanes:
+                raise ValueError(
+                    f"train.batch has a batch of {size} for data.lanes={lanes}; every lane gives as many pictures: "
+                    f"use multiples of {lanes}, or set data.lanes=1"
+                )
         return self
 
     @property
