@@ -38,7 +38,7 @@ def target_size(height: int, width: int, long_side: int) -> tuple[int, int]:
     return max(1, round(height * long_side / width)), long_side
 
 
-def draw(key: np.ndarray, size: tuple[int, int], long_side: tuple[int, int], crop: int) -> Draw:
+def draw(key: int, size: tuple[int, int], long_side: tuple[int, int], crop: int) -> Draw:
     """The choices that belong to one key, for a picture of `size` (height, width)."""
     low, high = long_side
     chosen = low + _below(key, LONG_SIDE, high - low + 1)
@@ -51,8 +51,8 @@ def draw(key: np.ndarray, size: tuple[int, int], long_side: tuple[int, int], cro
     )
 
 
-def _below(key: np.ndarray, use: int, bound: int) -> int:
-    return int(keyed.below(keyed.key(key, use), bound))
+def _below(key: int, use: int, bound: int) -> int:
+    return keyed.word_below(keyed.word(key, use), bound)
 
 
 def resize_picture(picture: np.ndarray, height: int, width: int, how: Resize) -> np.ndarray:

@@ -30,7 +30,7 @@ def test_crops_match_the_published_loader(golden, seed, item, which):
 
 @given(st.integers(0, 2**63), st.integers(40, 130), st.integers(40, 130))
 def test_a_draw_stays_in_its_ranges(key, height, width):
-    choices = draw(np.uint64(key), (height, width), (50, 110), 64)
+    choices = draw(int(key), (height, width), (50, 110), 64)
     assert 50 <= choices.long_side <= 110
     crop = augment(np.full((height, width, 3), 200, np.uint8), choices, 64, "opencv")
     top, left, bottom, right = crop.inside
@@ -40,7 +40,7 @@ def test_a_draw_stays_in_its_ranges(key, height, width):
 
 
 def test_draws_of_different_keys_cover_the_range():
-    sides = {draw(keyed.key(0, k), (100, 100), (50, 60), 64).long_side for k in range(400)}
+    sides = {draw(keyed.word(0, k), (100, 100), (50, 60), 64).long_side for k in range(400)}
     assert sides == set(range(50, 61))
 
 

@@ -14,7 +14,6 @@ from ktse_dist.config import Data
 from ktse_dist.data.index import Index
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.data.stream import Loader, Plan, stream
-from ktse_dist.errors import UserError
 
 BATCH, PAIRS = 6, 4
 
@@ -116,16 +115,6 @@ def test_a_member_that_would_run_code_is_never_opened(index, tmp_path):
     assert not (tmp_path / "harmed").exists()
     pickle.loads(content).close()  # it would have
     assert (tmp_path / "harmed").exists()
-
-
-def test_a_damaged_picture_is_named(index, tmp_path):
-    shutil.copytree(index.path, tmp_path / "torn")
-    torn = Index.open(tmp_path / "torn", "train")
-    with (torn.path / torn.shards[0].name).open("r+b") as file:
-        file.seek(int(torn.samples["image"]["offset"][3]) + 100)
-        file.write(b"\0\0\0\0\0\0\0\0")
-    with pytest.raises(UserError, match=torn.key(3)):
-        batches(torn)
 
 
 def test_a_loading_process_works_on_one_thread(index):
