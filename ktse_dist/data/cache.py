@@ -47,7 +47,7 @@ class Cache:
             stream = file.open("rb")
         except FileNotFoundError:
             return None
-        os.utime(stream.fileno())
+        mark_used(stream)
         return stream
 
     def obtain(self, file: Path, size: int, fill: Fill, wait: bool = True) -> BinaryIO | None:
@@ -75,6 +75,7 @@ class Cache:
             stream.truncate()
             stream.flush()
             os.fsync(stream.fileno())  # or a power cut leaves a file of zeros under the name of a checked one
+            mark_used(stream)
             part.rename(file)
         except BaseException:
             stream.close()
@@ -115,6 +116,11 @@ class Cache:
                 path.unlink(missing_ok=True)
                 total -= length
         return total + size <= self.limit
+
+
+def mark_used(stream: BinaryIO) -> None:
+    now = time.time_ns()  # the file system's own clock has ticks of milliseconds
+    os.utime(stream.fileno(), ns=(now, now))
 
 
 def used(folder: Path) -> list[tuple[int, int, Path]]:

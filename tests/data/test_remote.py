@@ -35,6 +35,26 @@ def test_a_data_set_over_http_has_the_members_of_the_local_one(small_shards, ser
     assert remote.sha256 == local.sha256
 
 
+def test_a_data_set_on_s3_has_the_members_of_the_local_one(small_shards, bucket, open_remote):
+    index = open_remote(bucket)
+    index.remote.fetch(index.shards[-1])
+    assert members(index) == members(Index.open(small_shards, "train"))
+
+
+def test_a_data_set_that_is_not_on_s3_is_named(bucket, open_remote):
+    with pytest.raises(UserError, match=r"s3://pictures/other/dataset\.json: not there"):
+        open_remote("s3://pictures/other")
+    with pytest.raises(UserError, match=r"s3://nobodys/set/dataset\.json: not there"):
+        open_remote("s3://nobodys/set")
+
+
+def test_a_shard_with_other_bytes_on_s3_is_refused_by_name(small_shards, bucket, open_remote):
+    index = open_remote(bucket)
+    lying = index.shards[0]._replace(sha256="0" * 64)
+    with pytest.raises(UserError, match=r"s3://.*/train-00000\.tar: sha256"):
+        index.remote.fetch(lying)
+
+
 def test_what_was_fetched_is_not_fetched_again(small_shards, serve, open_remote):
     server = serve(small_shards)
     index = open_remote(server.url)
