@@ -21,6 +21,7 @@ from ktse_dist.data.decode import BadSample
 from ktse_dist.data.index import Index
 from ktse_dist.data.order import epoch_order, rank_positions
 from ktse_dist.data.partners import ATTEMPTS, Partners, Windows
+from ktse_dist.data.prefetch import while_fetching
 from ktse_dist.data.reader import Reader
 from ktse_dist.errors import UserError
 from ktse_dist.method.batch import Batch
@@ -76,6 +77,11 @@ class Plan:
 
 def stream(index: Index, data: Data, seed: int, plan: Plan) -> Iterator[Batch]:
     """This rank's batches of one epoch, from global batch `plan.first_batch` on; the last incomplete one is dropped."""
+    batches = load(index, data, seed, plan)
+    return while_fetching(index, data, seed, plan, batches) if index.remote else batches
+
+
+def load(index: Index, data: Data, seed: int, plan: Plan) -> Iterator[Batch]:
     pipeline = wds.DataPipeline(
         Places(index, data, seed, plan),
         wds.map(Loader(index, data, seed, plan.epoch)),

@@ -6,6 +6,7 @@ from typing import Any
 
 from ktse_dist.config import Config
 from ktse_dist.data.index import SPLITS, Index
+from ktse_dist.data.prefetch import check_room
 from ktse_dist.data.remote_set import locate
 from ktse_dist.errors import UserError
 from ktse_dist.run_folder import RunFolder, dataset_path
@@ -49,6 +50,7 @@ def prepare(job: Job) -> tuple[Index, Schedule, Checkpoint | None]:
     index, val = (Index.open(place, split) for split in SPLITS)
     for split in (index, val):  # val is looked at after hours of training: better to hear of it now
         split.check_files()
+    check_room(index, job.config.data, job.config.world)
     check_tags_differ(index)
     schedule = Schedule(job.config, len(index))
     own = checkpoint.latest(job.folder.checkpoints)
