@@ -7,6 +7,7 @@ import hashlib
 import logging
 import time
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +22,7 @@ log = logging.getLogger("ktse")
 CHUNK = 8 << 20  # bytes of one request
 LARGEST_ABOUT = 64 << 20  # bytes of a dataset.json: about 400,000 shards
 LARGEST_KEY = 256  # bytes, on average
-RANGED = 64  # members that one process reads by themselves, before it waits for whole shards
+RANGED, RANGED_OF_SHARD = 64, 2  # members that a process reads by themselves, before it waits for whole shards
 
 
 class RemoteSet:
@@ -29,7 +30,7 @@ class RemoteSet:
 
     def __init__(self, remote: Remote, cache: Cache, about: dict[str, Any], sha256: str, pinned: bool):
         self.remote, self.cache, self.about, self.path = remote, cache, about, cache.folder / sha256
-        self._ranged_left = 0 if pinned else RANGED  # a member by itself is checked by its crc32 alone
+        self._pinned, self._ranged = pinned, Counter[str]()
 
     @classmethod
     def open(cls, url: str, data: Data) -> "RemoteSet":
@@ -59,14 +60,19 @@ class RemoteSet:
     def read(self, shard: Shard, offset: int, size: int, crc: int) -> bytes:
         """A member of a shard: from the cache, or by itself for the first few, so that a run starts at once."""
         file = self.cache.find(self.path / shard.name)
-        if file is None and self._ranged_left:
-            self._ranged_left -= 1
+        if file is None and self._may_range(shard):
+            self._ranged[shard.name] += 1
             content = self.remote.read(shard.name, offset, offset + size)
             if zlib.crc32(content) == crc:
                 return content  # else the whole shard shows whether the member or the transport is damaged
         with file or self._obtain(shard.name, shard.bytes, shard.sha256) as stream:
             stream.seek(offset)
             return stream.read(size)
+
+    def _may_range(self, shard: Shard) -> bool:
+        """A member by itself is checked by its crc32 alone, which is too little for a pinned data set."""
+        few = self._ranged[shard.name] < RANGED_OF_SHARD and self._ranged.total() < RANGED
+        return few and not self._pinned
 
     def _obtain(self, name: str, size: int, sha256: str, wait: bool = True) -> BinaryIO | None:
         since = time.monotonic()

@@ -13,7 +13,7 @@ from ktse_dist.config import Data, load_config
 from ktse_dist.data.index import Index
 from ktse_dist.data.reader import Reader
 from ktse_dist.data.remote import Remote
-from ktse_dist.data.remote_set import RANGED, locate
+from ktse_dist.data.remote_set import RANGED_OF_SHARD, locate
 from ktse_dist.errors import UserError
 
 
@@ -122,7 +122,7 @@ def test_the_first_members_come_by_themselves_before_their_shard(small_shards, s
     reader, local = Reader(index), Reader(Index.open(small_shards, "train"))
     assert reader.read(0, "image") == local.read(0, "image")
     assert not (index.path / index.shards[0].name).exists()
-    for _ in range(RANGED):
+    for _ in range(RANGED_OF_SHARD):
         reader.read(0, "image")
     assert (index.path / index.shards[0].name).exists()
 
