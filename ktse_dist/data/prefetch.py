@@ -92,6 +92,8 @@ class Prefetch:
                     return
                 if turn.last <= self._position:
                     continue
+            for held in self._held:  # fetched early, they would seem the longest unused
+                self._index.remote.keep(held.shard)
             self._held.append(turn)
             try:
                 self._index.remote.fetch(turn.shard, wait=False)

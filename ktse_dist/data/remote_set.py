@@ -57,6 +57,12 @@ class RemoteSet:
         if stream:
             stream.close()
 
+    def keep(self, shard: Shard) -> None:
+        """Count a shard as used now, if it is in the cache: others make room before it."""
+        stream = self.cache.find(self.path / shard.name)
+        if stream:
+            stream.close()
+
     def read(self, shard: Shard, offset: int, size: int, crc: int) -> bytes:
         """A member of a shard: from the cache, or by itself for the first few, so that a run starts at once."""
         file = self.cache.find(self.path / shard.name)

@@ -10,6 +10,7 @@ import torch
 from ktse_dist.config import Data
 from ktse_dist.data.index import Index
 from ktse_dist.data.prefetch import check_room, room_for_shards, turns
+from ktse_dist.data.remote_set import RANGED_OF_SHARD
 from ktse_dist.data.stream import Plan, stream
 from ktse_dist.errors import UserError
 
@@ -105,6 +106,19 @@ def test_the_next_window_is_fetched_before_it_is_read(small_shards, serve, remot
         assert time.monotonic() < last
         time.sleep(0.01)
     running.close()
+
+
+def test_in_a_cache_of_two_windows_no_shard_is_fetched_twice(
+    small_shards, serve, remote_data, open_remote, two_windows
+):
+    server = serve(small_shards)
+    data = remote_data(server.url, gigabytes=two_windows, window_shards=2)
+    index = open_remote(server.url, gigabytes=two_windows)
+    for _ in batches(index, data):
+        time.sleep(0.1)  # a training step, in which the next shards come
+    whole = [line for line in server.log.read_text().splitlines() if line.startswith("/train-0")]
+    ranged = RANGED_OF_SHARD * data.window_shards  # at most, of the first window
+    assert len(index.shards) <= len(whole) <= len(index.shards) + ranged
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 4])
