@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import signal
 import threading
 import time
 from pathlib import Path
@@ -200,6 +201,22 @@ def test_a_server_that_stays_away_is_one_clear_error(small_shards, serve, open_r
     server.stop()
     with pytest.raises(UserError, match=r"train-00000\.tar: no answer for 1 s .*data\.cache\.deadline"):
         index.remote.fetch(index.shards[0])
+
+
+def test_a_server_that_hangs_is_one_clear_error(small_shards, serve, open_remote):
+    server = serve(small_shards)
+    index = open_remote(server.url, deadline=1)
+    server.process.send_signal(signal.SIGSTOP)
+    with pytest.raises(UserError, match=r"train-00000\.tar: no answer for 1 s"):
+        index.remote.fetch(index.shards[0])
+
+
+def test_an_s3_server_that_stays_away_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    with pytest.raises(UserError, match=r"s3://bucket/set/dataset\.json: no answer for 0.5 s"):
+        Remote("s3://bucket/set", 0.5).read("dataset.json", 0, 10)
 
 
 @pytest.mark.parametrize(
