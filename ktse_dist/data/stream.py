@@ -207,4 +207,7 @@ def stack(rows: Sequence, shape: tuple[int, ...], dtype: type) -> torch.Tensor:
 
 
 def pixels(crops: Sequence[Crop], side: int) -> torch.Tensor:
-    return stack([crop.pixels for crop in crops], (side, side, 3), np.uint8).permute(0, 3, 1, 2)
+    batch = torch.empty(len(crops), side, side, 3, dtype=torch.uint8)
+    for place, crop in zip(batch.numpy(), crops, strict=True):
+        place[:] = crop.pixels
+    return batch.permute(0, 3, 1, 2)
