@@ -91,7 +91,7 @@ def pictures_a_second(run: Run) -> float:
 
 
 def watched(run: Run, sizes: list[int]) -> Run:
-    """Notes after each batch how many pages of its own the largest loading process holds: batches lie in shared ones."""
+    """Notes after each batch the most pages that a loading process holds alone: batches lie in shared ones."""
     for pictures in run:
         files = [Path(f"/proc/{child.pid}/statm") for child in multiprocessing.active_children()]
         held = [[int(n) for n in file.read_text().split()[1:3]] for file in files if file.exists()]

@@ -128,6 +128,7 @@ class Index:
         file = self.path / f"{self.split}.index"
         if self.sha256 != self._about["splits"][self.split].get("index_sha256"):
             raise UserError(f"{file}: not the index that dataset.json names (sha256); pack the data set again")
+        self._check_rows(file)
         for shard in () if self.remote else self.shards:  # a remote shard is checked when it comes
             path = self.path / shard.name
             found = path.stat().st_size if path.is_file() else None
@@ -137,8 +138,8 @@ class Index:
 
     def _check_rows(self, file: Path) -> None:
         """An index may bear the right hash and still be another set's, or made to harm."""
-        sizes = self.shard_sizes
-        known = (sizes >= 0).all() and sizes.sum() == len(self)  # before a repeat of so many takes memory
+        sizes = [shard.samples for shard in self.shards]
+        known = min(sizes, default=-1) >= 0 and sum(sizes) == len(self)  # before a repeat of so many takes memory
         if not known or not np.array_equal(self.samples["shard"], np.repeat(np.arange(len(sizes)), sizes)):
             raise UserError(f"{file}: its rows do not fit the shards of dataset.json; pack the data set again")
         ends = self.samples["key_end"]
