@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -35,6 +36,7 @@ from ktse_dist.data.pack.writer import Sample, new_dataset, write_about, write_s
 from ktse_dist.data.stream import Plan, stream
 
 CLASSES, SHARDS, BATCH, WARM, WORKERS, CROP, LONG_SIDE = 20, 8, 16, 6, 2, 320, (256, 512)
+SETTLED = 64  # batches after which an allocator has what it needs
 PROCESSES = {"num_workers": WORKERS, "multiprocessing_context": "forkserver"}  # OpenCV may hang in forked ones
 MILLIONS = (1, 3, 10)
 TARGETS = {
@@ -56,8 +58,9 @@ def main() -> None:
     pictures, repeats = (512, 3) if options.quick else (2048, 5)
     with tempfile.TemporaryDirectory() as folder:
         index = pack(Path(folder) / "set", pictures)
-        rates, growth = compare(index, repeats)
-        resume = seconds_to_first_batch(million(index, Path(folder) / "million"))
+        rates = compare(index, repeats)
+        large = million(index, Path(folder) / "million")
+        resume, growth = seconds_to_first_batch(large), memory_growth(large)
     orders = [measured_order(count) for count in MILLIONS]
     result = report(rates, growth, resume, orders, pictures)
     if options.save:
@@ -65,18 +68,22 @@ def main() -> None:
     print(json.dumps({key: result[key] for key in ("benchmark", "device", "figures", "targets", "holds")}))
 
 
-def compare(index: Index, repeats: int) -> tuple[dict[str, list[float]], float]:
-    """Pictures a second of each way in each repeat, taken in turns, and how much our processes' memory grew."""
-    names, growth = {"published": published, "wds": plain_wds, "ours": ours}, 1.0
+def compare(index: Index, repeats: int) -> dict[str, list[float]]:
+    """Pictures a second of each way in each repeat, taken in turns."""
+    names = {"published": published, "wds": plain_wds, "ours": ours}
     rates: dict[str, list[float]] = {name: [] for name in names}
     for repeat in range(repeats):
         for name, run in names.items():
-            sizes: list[int] = []
-            rates[name].append(pictures_a_second(watched(run(index, repeat), sizes)))
-            if name == "ours":
-                steady, half = sizes[WARM:], (len(sizes) + WARM) // 2
-                growth = max(growth, max(sizes[half:]) / max(steady[: half - WARM]))
-    return rates, growth
+            rates[name].append(pictures_a_second(run(index, repeat)))
+    return rates
+
+
+def memory_growth(path: Path) -> float:
+    """The most that a loading process holds in the last SETTLED batches, against as many before them."""
+    sizes: list[int] = []
+    for _ in islice(watched(ours(Index.open(path, "train"), 0), sizes), 3 * SETTLED):
+        pass
+    return max(sizes[2 * SETTLED :]) / max(sizes[SETTLED : 2 * SETTLED])
 
 
 def pictures_a_second(run: Run) -> float:
