@@ -144,7 +144,7 @@ class KTSE(nn.Module):
             seen = inside_mask(torch.cat([batch.inside, batch.partner_inside]), *targets.shape[1:])[:, 0]
             targets = targets.masked_fill(~seen, IGNORE)
         mixed = torch.cat([targets[:pairs], targets[count:]], dim=1)
-        mixed[batch.local_pairs :] = IGNORE
+        mixed[batch.local_pairs :].fill_(IGNORE)
         return targets[:count], mixed
 
 

@@ -27,31 +27,42 @@ def par(
     for some, part, out in zip(images.split(pictures), masks.split(pictures), refined.split(pictures), strict=True):
         weights = _weights(some.float().contiguous(), dilations)
         part = F.interpolate(part.float().contiguous(), size=(height, width), mode="bilinear", align_corners=True)
-        for _ in range(iterations):
-            part = _iterate(part, weights, dilations)
-        out.copy_(part)
+        out.copy_(_refined(part, weights, dilations, iterations))
     return refined
 
 
-def _iterate(masks: Tensor, weights: Tensor, dilations: tuple[int, ...]) -> Tensor:
-    """Each pixel of masks [B,M,H,W] replaced by the weighted sum of its neighbours."""
-    total = torch.zeros_like(masks)
-    for neighbour, weight in zip(_neighbours(masks, dilations), weights.split(1, dim=1), strict=True):
-        total.addcmul_(neighbour, weight)
-    return total
+def _refined(masks: Tensor, weights: Tensor, dilations: tuple[int, ...], iterations: int) -> Tensor:
+    """Each pixel of masks [B,M,H,W] replaced by the weighted sum of its neighbours, repeatedly.
+
+    Neighbours are views of one padded copy, made once: the next masks are written into the same memory.
+    """
+    padded = _padded(masks, dilations)
+    pairs = list(zip(_neighbours(padded, dilations), weights.split(1, dim=1), strict=True))
+    total = torch.empty_like(masks)
+    for _ in range(iterations):
+        total.zero_()
+        for neighbour, weight in pairs:
+            total.addcmul_(neighbour, weight)
+        padded.copy_(_padded(total, dilations))
+    return _view(padded, max(dilations), 0, 0)
 
 
 def _weights(images: Tensor, dilations: tuple[int, ...]) -> Tensor:
     """Colour and position weights [B,K,H,W]. The deviation is taken in two passes: one would cancel in flat regions."""
-    around = _neighbours(images, dilations)
-    mean = sum(around[1:], start=around[0]) / len(around)
-    squares = torch.zeros_like(images)
+    around = _neighbours(_padded(images, dilations), dilations)
+    mean, squares, difference = torch.zeros_like(images), torch.zeros_like(images), torch.empty_like(images)
     for neighbour in around:
-        difference = neighbour - mean
+        mean.add_(neighbour)
+    mean.div_(len(around))
+    for neighbour in around:
+        torch.sub(neighbour, mean, out=difference)
         squares.addcmul_(difference, difference)
     scale = 1 / ((squares / (len(around) - 1)).sqrt_() + EPSILON) / SHARPNESS
-    distances = [((neighbour - images) * scale).square_().mean(dim=1) for neighbour in around]
-    return torch.stack(distances, dim=1).neg_().softmax(dim=1).add_(_position(dilations, images.device))
+    weights = images.new_empty(len(images), len(around), *images.shape[2:])
+    for neighbour, distance in zip(around, weights.unbind(dim=1), strict=True):
+        torch.sub(neighbour, images, out=difference).mul_(scale).square_()
+        torch.mean(difference, dim=1, out=distance)
+    return torch.softmax(weights.neg_(), dim=1, out=weights).add_(_position(dilations, images.device))
 
 
 @lru_cache(maxsize=16)
@@ -60,10 +71,17 @@ def _position(dilations: tuple[int, ...], device: torch.device) -> Tensor:
     return position_weights(dilations)[0, 0].to(device)
 
 
-def _neighbours(maps: Tensor, dilations: tuple[int, ...]) -> list[Tensor]:
-    """K views [B,C,H,W] of one edge-padded copy, in the reference's order."""
-    reach = max(dilations)
-    height, width = maps.shape[-2:]
-    padded = F.pad(maps, (reach, reach, reach, reach), mode="replicate")
-    corners = [(reach + d * dy, reach + d * dx) for d in dilations for dy, dx in NEIGHBOURS]
-    return [padded[:, :, top : top + height, left : left + width] for top, left in corners]
+def _padded(maps: Tensor, dilations: tuple[int, ...]) -> Tensor:
+    """A copy with the edge repeated as far as neighbours reach."""
+    return F.pad(maps, (max(dilations),) * 4, mode="replicate")
+
+
+def _neighbours(padded: Tensor, dilations: tuple[int, ...]) -> list[Tensor]:
+    """K views [B,C,H,W] of what `_padded` returns, in the reference's order."""
+    return [_view(padded, max(dilations), d * dy, d * dx) for d in dilations for dy, dx in NEIGHBOURS]
+
+
+def _view(padded: Tensor, reach: int, down: int, right: int) -> Tensor:
+    """The map [B,C,H,W] inside a padded one, seen from pixels further down and right."""
+    height, width = padded.shape[2] - 2 * reach, padded.shape[3] - 2 * reach
+    return padded[:, :, reach + down : reach + down + height, reach + right : reach + right + width]

@@ -1,8 +1,11 @@
 """Transfer and alignment with their gradients from one pass: the slope of a hinge is known when its value is.
 
 Both losses are a mean of hinges over all (image, class) pairs, absent classes counting as 0. So only the maps of
-tagged pairs are read, and one slope map serves every input's gradient.
+tagged pairs are read, and one slope map of 0 and 1 serves every input's gradient. These are small maps: what counts is
+how few operations there are.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,54 +24,87 @@ def align_loss(cam: Tensor, cam_erased: Tensor, keep: Tensor, labels: Tensor, ma
     return _Align.apply(cam, cam_erased, keep, labels, margin)
 
 
+class _Chosen(NamedTuple):
+    """The (image, class) pairs that are read: an index for [B,C,...], and their rows in [B*C,...], None if all are."""
+
+    pairs: tuple
+    rows: Tensor | None
+
+    @classmethod
+    def by(cls, labels: Tensor) -> "_Chosen":
+        pairs = present_pairs(labels)
+        if isinstance(pairs[0], slice):
+            return cls(pairs, None)
+        return cls(pairs, torch.add(pairs[1], pairs[0], alpha=labels.shape[1]))
+
+
 class _Transfer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, cam_a, cam_b, cam_mix, labels, margin):
-        pairs = present_pairs(labels)
-        lost = torch.cat([cam_a[pairs], cam_b[pairs]], dim=-2).float() - cam_mix[pairs].float() - margin
-        loss, slope = _hinge(lost, labels[pairs], cam_mix.numel())
-        ctx.pairs, ctx.like = pairs, [(cam.shape, cam.dtype) for cam in (cam_a, cam_b, cam_mix)]
+        chosen = _Chosen.by(labels)
+        lost = torch.cat([_maps(cam_a, chosen), _maps(cam_b, chosen)], dim=1).float()
+        loss, slope = _hinge(lost.sub_(_maps(cam_mix, chosen)).sub_(margin), labels, chosen)
         ctx.save_for_backward(slope)
-        return loss
+        ctx.chosen, ctx.elements = chosen, cam_mix.numel()
+        ctx.like = [(cam.shape, cam.dtype) for cam in (cam_a, cam_b, cam_mix)]
+        return loss / ctx.elements
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss):
-        (slope,) = ctx.saved_tensors
-        slope = slope * grad_loss
-        upper, lower = slope.chunk(2, dim=-2)
-        wanted = zip((upper, lower, -slope), ctx.like, ctx.needs_input_grad, strict=False)
-        return *[_spread(part, ctx.pairs, *like) if needed else None for part, like, needed in wanted], None, None
+        slope = ctx.saved_tensors[0] * (grad_loss / ctx.elements)
+        half = slope.shape[1] // 2
+        parts = slope[:, :half], slope[:, half:], slope.neg() if ctx.needs_input_grad[2] else None
+        return *_spread(ctx, parts), None, None
 
 
 class _Align(torch.autograd.Function):
     @staticmethod
     def forward(ctx, cam, cam_erased, keep, labels, margin):
-        pairs = present_pairs(labels)
-        kept = keep.float().expand_as(cam)[pairs]
-        gained = (cam_erased[pairs].float() - cam[pairs].float()) * kept - margin
-        loss, slope = _hinge(gained, labels[pairs], cam.numel())
-        ctx.pairs, ctx.like = pairs, [(cam.shape, cam.dtype), (cam_erased.shape, cam_erased.dtype)]
+        chosen = _Chosen.by(labels)
+        kept = _maps(keep.expand_as(cam), chosen).float()
+        gained = (_maps(cam_erased, chosen).float() - _maps(cam, chosen).float()).mul_(kept).sub_(margin)
+        loss, slope = _hinge(gained, labels, chosen)
         ctx.save_for_backward(slope.mul_(kept))
-        return loss
+        ctx.chosen, ctx.elements = chosen, cam.numel()
+        ctx.like = [(cam.shape, cam.dtype), (cam_erased.shape, cam_erased.dtype)]
+        return loss / ctx.elements
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss):
-        (slope,) = ctx.saved_tensors
-        slope = slope * grad_loss
-        wanted = zip((-slope, slope), ctx.like, ctx.needs_input_grad, strict=False)
-        return *[_spread(part, ctx.pairs, *like) if needed else None for part, like, needed in wanted], None, None, None
+        slope = ctx.saved_tensors[0] * (grad_loss / ctx.elements)
+        parts = slope.neg() if ctx.needs_input_grad[0] else None, slope
+        return *_spread(ctx, parts), None, None, None
 
 
-def _hinge(excess: Tensor, labels: Tensor, elements: int) -> tuple[Tensor, Tensor]:
-    """Sum of the positive, tagged excess over `elements`, and its slope for each element of `excess`."""
-    tagged = labels[..., None, None].float()
-    return (excess.relu() * tagged).sum() / elements, (excess > 0) * (tagged / elements)
+def _maps(cam: Tensor, chosen: _Chosen) -> Tensor:
+    """The chosen maps [n,h,w] of cam [B,C,h,w]; in one copy of just them, whatever its layout."""
+    if chosen.rows is None:
+        return cam.flatten(0, 1)
+    if cam.is_contiguous():
+        return cam.flatten(0, 1).index_select(0, chosen.rows)
+    return cam[chosen.pairs]
 
 
-def _spread(part: Tensor, pairs: tuple, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """The gradient of a whole CAM from that of its tagged pairs."""
-    grad = torch.zeros(shape, dtype=dtype, device=part.device)
-    grad[pairs] = part.to(dtype)
-    return grad
+def _hinge(excess: Tensor, labels: Tensor, chosen: _Chosen) -> tuple[Tensor, Tensor]:
+    """Sum of the positive, tagged excess, and its slope for each element, 1 or 0, which takes the place of `excess`."""
+    excess.relu_()
+    if chosen.rows is None:  # absent classes are there too
+        excess.mul_(labels.reshape(-1, 1, 1))
+    return excess.sum(), excess.sign_()
+
+
+def _spread(ctx, parts: tuple) -> list[Tensor | None]:
+    """The gradients of whole CAMs, where they are wanted, from those of their chosen maps."""
+    grads: list[Tensor | None] = []
+    for part, (shape, dtype), needed in zip(parts, ctx.like, ctx.needs_input_grad, strict=False):
+        if not needed:
+            grads.append(None)
+        elif ctx.chosen.rows is None:
+            grads.append(part.to(dtype).reshape(shape))
+        else:
+            grad = torch.zeros(shape, dtype=dtype, device=part.device)
+            grad.flatten(0, 1).index_copy_(0, ctx.chosen.rows, part.to(dtype))
+            grads.append(grad)
+    return grads

@@ -1,0 +1,142 @@
+"""The benchmark scripts of operations and of the training step: what they print, and what they refuse to print."""
+
+import csv
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels.ops.transfer import eager
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+TINY = ["--quick", "--device", "cpu", "--pictures", "2", "--size", "64", "--seconds", "0.01"]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.delenv("KTSE_KERNELS", raising=False)
+    return importlib.import_module
+
+
+def printed(capsys):
+    """(all lines but the last, the last one's object)."""
+    *rows, last = capsys.readouterr().out.strip().splitlines()
+    return rows, json.loads(last)
+
+
+def rows_of(lines, op):
+    return {line[13:23].strip() for line in lines if line.startswith(f"{op} ") and "NOT PRINTED" not in line}
+
+
+def test_every_operation_is_a_row_of_every_variant(script, capsys, tmp_path):
+    ops = script("ops")
+    ops.main([*TINY, "--save", str(tmp_path / "ops.csv"), "--plot", str(tmp_path / "ops.png")])
+    lines, last = printed(capsys)
+    assert all(rows_of(lines, op) == {"published", "reference", "fast path"} for op in ops.OPS)
+    assert last["benchmark"] == "ops" and last["holds"] is True
+    assert all(last["figures"][f"{op}_x"] > 0 and last["figures"][f"{op}_mem_x"] > 0 for op in ops.OPS)
+    with (tmp_path / "ops.csv").open(newline="") as file:
+        saved = list(csv.DictReader(file))
+    assert len(saved) == 3 * len(ops.OPS) and {row["torch"] for row in saved} == {torch.__version__}
+    assert (tmp_path / "ops.png").stat().st_size > 1000
+
+
+REAL = eager.align_loss
+WRONG = {
+    "value": lambda *arguments: 1.001 * REAL(*arguments),
+    "gradient": lambda cam, erased, *rest: REAL(cam, erased, *rest) + 1e-3 * (erased - erased.detach()).sum(),
+    "NaN": lambda *arguments: torch.nan * REAL(*arguments),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_row_whose_check_fails_is_not_printed_and_nothing_holds(script, capsys, monkeypatch, what):
+    monkeypatch.setattr(eager, "align_loss", WRONG[what])
+    script("ops").main([*TINY, "--ops", "align"])
+    lines, last = printed(capsys)
+    assert rows_of(lines, "align") == {"published", "reference"}
+    assert any(line.startswith("align fast path: NOT PRINTED") for line in lines)
+    assert last["holds"] is False and last["figures"] == {}
+
+
+def test_half_precision_rows_are_checked_too(script, capsys):
+    script("ops").main([*TINY, "--dtype", "bf16", "--ops", "align", "seg_loss", "erase"])
+    lines, last = printed(capsys)
+    assert last["holds"] and all(len(rows_of(lines, op)) == 3 for op in ("align", "seg_loss", "erase"))
+
+
+def test_figures_below_their_targets_or_missing_do_not_hold(script):
+    holds = script("ops").holds
+    assert holds({"par_x": 6.0}, {"par_x": {"min": 6}})
+    assert not holds({"par_x": 5.9}, {"par_x": {"min": 6}})
+    assert not holds({"erase_us": 21.0}, {"erase_us": {"max": 20}})
+    assert not holds({}, {"par_x": {"min": 6}})
+
+
+def test_peak_memory_is_what_lives_at_once(script):
+    def two_of_three():
+        first = torch.ones(1 << 18)
+        second = first + 1
+        del first
+        return second * 2
+
+    peak = script("measuring").peak_bytes(two_of_three, torch.device("cpu"))
+    assert 0 <= peak - (2 << 20) < 1024  # torch also allocates the numbers 1 and 2
+
+
+def test_views_move_no_bytes(script):
+    x = torch.ones(4, 8)
+    assert script("measuring").moved_bytes(lambda: x.t()[1:].unsqueeze(0)) == 0
+    assert script("measuring").moved_bytes(lambda: x + x) == 3 * 4 * x.numel()
+
+
+def test_the_operations_are_measured_with_torch_and_triton_alone():
+    others = ("ktse_dist", "matplotlib", "pydantic", "yaml", "cv2", "ray", "deepspeed")
+    check = f"import sys; sys.modules.update(dict.fromkeys({others})); sys.path.insert(0, {str(FOLDER)!r}); import ops"
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=120, cwd="/")
+
+
+def test_a_training_step_is_told_with_its_parts(script, capsys, tmp_path):
+    script("train_step").main([*TINY, "--save", str(tmp_path / "steps.json")])
+    lines, last = printed(capsys)
+    assert [line.split(": ")[0] for line in lines if "images/s" in line] == [
+        "published",
+        "ours, published preset",
+        "ours, corrected",
+    ]
+    assert last["figures"]["step_x"] > 0 and 0 < last["figures"]["outside_backbone"] < 1
+    (saved,) = json.loads((tmp_path / "steps.json").read_text())
+    ours = saved["rows"]["ours, published preset"]["parts_ms"]
+    assert {"backbone forward", "backbone backward", "head", "par", "seg_loss", "erase", "optimiser"} <= ours.keys()
+    assert saved["rows"]["published"]["parts_ms"]["par"] > 0
+
+
+def test_a_step_that_computes_another_loss_is_not_printed(script, capsys, monkeypatch):
+    published = script("published_ops")
+    real = published.transfer_loss
+    monkeypatch.setattr(published, "transfer_loss", lambda *arguments: real(*arguments) + 0.1)
+    script("train_step").main(TINY)
+    lines, last = printed(capsys)
+    assert not any("images/s" in line for line in lines) and any("NOT PRINTED" in line for line in lines)
+    assert last["figures"] == {} and last["holds"] is False
+
+
+def test_timing_the_parts_changes_no_gradient_and_leaves_nothing_behind(script):
+    import argparse
+
+    train_step = script("train_step")
+    shape = {"backbone": "efficientnet_lite0", "shapes": "demo", "device": "cpu", "precision": "fp32"}
+    options = argparse.Namespace(**shape, pictures=2, size=64)
+    for step in train_step.formulations(options, 2, 64, 20).values():
+        loss, gradient = step.result()
+        with train_step.parts_of(step) as clock:
+            timed_loss, timed_gradient = step.result()
+        torch.testing.assert_close((timed_loss, timed_gradient), (loss, gradient), rtol=1e-5, atol=1e-7)
+        seen = dict(clock.spent)
+        step.result()
+        assert seen == clock.spent
