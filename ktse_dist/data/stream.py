@@ -207,7 +207,11 @@ def stack(rows: Sequence, shape: tuple[int, ...], dtype: type) -> torch.Tensor:
 
 
 def pixels(crops: Sequence[Crop], side: int) -> torch.Tensor:
-    batch = torch.empty(len(crops), side, side, 3, dtype=torch.uint8)
+    """uint8 [B,3,S,S], channels last; written where the training process will read it, if a loading process asks."""
+    length = len(crops) * side * side * 3
+    # as torch's own collation does it: what is shared from the start need not be copied on its way to that process
+    storage = torch.UntypedStorage._new_shared(length) if get_worker_info() else torch.UntypedStorage(length)
+    batch = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (len(crops), side, side, 3))
     for place, crop in zip(batch.numpy(), crops, strict=True):
         place[:] = crop.pixels
     return batch.permute(0, 3, 1, 2)

@@ -2,6 +2,9 @@
 
 import logging
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +129,16 @@ def test_an_epoch_that_goes_on_counts_from_where_it_was():
         bad.check()
     bad.next_epoch()
     assert bad.check() == 0
+
+
+def test_what_two_ranks_cannot_read_is_counted_together_and_ends_both(tmp_path):
+    script = Path(__file__).with_name("count_bad.py")
+    commands = [[sys.executable, str(script), str(rank), str(tmp_path / "store")] for rank in range(2)]
+    ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    counts, ends = zip(*(rank.communicate(timeout=120)[0].splitlines() for rank in ranks), strict=True)
+    assert counts == (str(FEW), str(FEW))
+    assert all(f"{FEW + 1} of 100 pictures could not be read" in end for end in ends)
+    assert "key_50" in ends[1]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

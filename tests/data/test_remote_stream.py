@@ -80,7 +80,7 @@ def test_batches_go_on_where_the_server_was_killed_and_came_back(small_shards, s
         found.append(batch)
         if len(found) == 2:
             server.stop()
-            threading.Timer(2, server.start).start()
+            threading.Timer(5, server.start).start()
     assert_same(found, batches(Index.open(small_shards, "train"), data))
 
 

@@ -197,10 +197,10 @@ def test_global_batches_are_the_same_in_any_lanes_and_windows(shards, lanes, win
     check_layout(shards, lanes, window, world, 0)
 
 
-def check_going_on(index, lanes, window, epoch, first, world, pairs):
-    """A run stopped before batch `first` goes on, on another number of ranks, as one that was not."""
+def check_going_on(index, lanes, window, epoch, first, world, pairs, workers=0):
+    """A run stopped before batch `first` goes on, with other ranks and processes, as one that was not."""
     alone = list(whole_batches(index, (lanes, window, 1, 0), 8, pairs, epoch, 0, 99))
-    assert list(whole_batches(index, (lanes, window, world, 0), 8, pairs, epoch, first, 99)) == alone[first:]
+    assert list(whole_batches(index, (lanes, window, world, workers), 8, pairs, epoch, first, 99)) == alone[first:]
 
 
 points = given(
@@ -217,6 +217,10 @@ points = given(
 @settings(max_examples=12)
 def test_a_run_goes_on_at_any_point_with_another_number_of_ranks(shards, **point):
     check_going_on(shards, **point)
+
+
+def test_a_run_goes_on_with_another_number_of_loading_processes(shards):
+    check_going_on(shards, lanes=2, window=3, epoch=4, first=3, world=1, pairs=5, workers=2)
 
 
 @pytest.mark.slow
