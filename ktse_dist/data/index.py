@@ -27,6 +27,7 @@ RECORD = np.dtype([("shard", "<u4"), ("image", _MEMBER), ("json", _MEMBER), ("ma
 SHOWN = 80  # letters of a key that is none
 HEADER = len(MAGIC) + 3 * 8
 SPLITS = ("train", "val")
+ATTRIBUTION = "ATTRIBUTION.md"
 KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")  # names files and members of tars, stands in HTML
 EXTENSIONS = {"image": "jpg", "json": "json", "mask": "mask.png"}  # a member is named KEY.EXTENSION
 SHARD_NAME, SPLIT_NAME = re.compile(r"[\w-]+\.tar"), re.compile(r"[\w-]+")
@@ -68,6 +69,13 @@ class Index:
     def place(self) -> str:
         """Where the data set is, for people."""
         return str(self.remote.remote if self.remote else self.path)
+
+    def attribution(self) -> str | None:
+        """Who made the pictures, where the data set says so."""
+        if self.remote:
+            return self.remote.text(ATTRIBUTION)
+        file = self.path / ATTRIBUTION
+        return file.read_text() if file.is_file() else None
 
     def _map(self) -> None:
         if self.remote:

@@ -23,6 +23,10 @@ PASSING = (408, 425, 429)  # the only statuses below 500 after which another att
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 
 
+class NotThere(UserError):
+    """A file that is not at its address, or that we may not read."""
+
+
 @dataclass(frozen=True)
 class Remote:
     """A folder of files at `url`. deadline: seconds without an answer until UserError."""
@@ -45,7 +49,8 @@ class Remote:
                 return files.cat_file(address, start=start, end=end, timeout=self.deadline)
             except Exception as error:  # every protocol has its own kinds
                 if is_final(error):
-                    raise UserError(f"{address}: {reason(error)}; see to the address and its access rights") from None
+                    kind = NotThere if is_absent(error) else UserError
+                    raise kind(f"{address}: {reason(error)}; see to the address and its access rights") from None
                 if time.monotonic() + wait > since + self.deadline:
                     raise UserError(
                         f"{address}: no answer for {self.deadline:g} s ({reason(error)}); see to the server and "
@@ -69,6 +74,11 @@ def is_final(error: Exception) -> bool:
     status = getattr(error, "status", None)  # aiohttp's name for it
     refused = isinstance(status, int) and 300 <= status < 500 and status not in PASSING
     return refused or isinstance(error, FINAL) or type(error).__name__ == "NoCredentialsError"  # botocore's
+
+
+def is_absent(error: Exception) -> bool:
+    """Stores forbid what is not there to whoever may not list the folder."""
+    return isinstance(error, FileNotFoundError | PermissionError) or getattr(error, "status", None) in (403, 404, 410)
 
 
 def reason(error: Exception) -> str:

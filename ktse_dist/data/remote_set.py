@@ -14,13 +14,14 @@ from typing import Any, BinaryIO
 from ktse_dist.config import Data
 from ktse_dist.data.cache import Cache
 from ktse_dist.data.index import HEADER, RECORD, Shard, parse_dataset
-from ktse_dist.data.remote import Remote
+from ktse_dist.data.remote import NotThere, Remote
 from ktse_dist.errors import UserError
 
 log = logging.getLogger("ktse")
 
 CHUNK = 8 << 20  # bytes of one request
 LARGEST_ABOUT = 64 << 20  # bytes of a dataset.json: about 400,000 shards
+LARGEST_TEXT = 1 << 20  # bytes of any other text
 LARGEST_KEY = 256  # bytes, on average
 RANGED, RANGED_OF_SHARD = 64, 2  # members that a process reads by themselves, before it waits for whole shards
 
@@ -50,6 +51,13 @@ class RemoteSet:
         record = RECORD.itemsize + -(-len(self.about["classes"]) // 8) + LARGEST_KEY
         limit = HEADER + record * sum(shard["samples"] for shard in entry["shards"])
         self._obtain(f"{split}.index", limit, str(entry.get("index_sha256"))).close()
+
+    def text(self, name: str) -> str | None:
+        """A small file that a data set may have, such as ATTRIBUTION.md; no hash vouches for it."""
+        try:
+            return self.remote.read(name, 0, LARGEST_TEXT).decode(errors="replace")
+        except NotThere:
+            return None
 
     def fetch(self, shard: Shard, wait: bool = True) -> None:
         """See that a shard is in the cache, or, without `wait`, that some process fetches it."""

@@ -56,6 +56,15 @@ def test_a_shard_with_other_bytes_on_s3_is_refused_by_name(small_shards, bucket,
         index.remote.fetch(lying)
 
 
+def test_who_made_the_pictures_is_known_of_a_remote_set_too(copy, serve, bucket, open_remote):
+    text = "ram: Twemoji, CC-BY-4.0"
+    (copy / "ATTRIBUTION.md").write_text(text)
+    assert open_remote(serve(copy).url).attribution() == text
+    (copy / "ATTRIBUTION.md").unlink()
+    assert open_remote(serve(copy).url).attribution() is None
+    assert open_remote(bucket).attribution().startswith("# Attribution")
+
+
 def test_what_was_fetched_is_not_fetched_again(small_shards, serve, open_remote):
     server = serve(small_shards)
     index = open_remote(server.url)
