@@ -4,12 +4,14 @@ Precedence: preset < YAML < override. Nothing else in ktse_dist reads YAML.
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from ktse_dist.errors import UserError
 from ktse_dist.presets import PRESETS
@@ -29,11 +31,34 @@ class Run(Model):
     seed: int = Field(5137, ge=0, lt=2**31)  # the published run's seed
 
 
+REMOTE = re.compile(r"(s3|gs|https?)://(?!.*::)[^\s?#@]+")  # no password, no query that may hold a token
+
+
+def place(value: Any) -> Path | str | None:
+    """An address stays text, as Path would swallow one of its slashes; everything else is a path."""
+    if not isinstance(value, str | Path | None):
+        raise PydanticCustomError("place", "a folder or an address is allowed")
+    return Path(value) if isinstance(value, str) and not re.search(r"::|^\w+://", value) else value
+
+
+class Cache(Model):
+    """What a node keeps of a remote data set (data.path is an address); all processes of the node share it."""
+
+    folder: Path | None = None  # None: $XDG_CACHE_HOME/ktse, else ~/.cache/ktse
+    gigabytes: float = Field(50, gt=0)  # the shards used least recently make room
+    deadline: float = Field(120, gt=0, le=86_400)  # seconds without an answer until the run gives up
+
+
 class Data(Model):
     """Which pictures, and how a training crop is cut from one (docs/method.md 1.1)."""
 
-    path: Path | None = None  # None: the embedded stickers, packed on first use under the run root
+    # a folder or an address; None: the embedded stickers, packed on first use under the run root
+    path: Annotated[Path | str | None, PlainValidator(place)] = None
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")  # of a remote dataset.json: nothing else is accepted
+    cache: Cache = Cache()
     window_shards: int | None = Field(None, ge=1)  # shards shuffled together; None: all of them
+    lanes: int = Field(1, ge=1, le=8)  # sequences of shards that run side by side, each with its part of every batch
+    max_bad_fraction: float = Field(0.001, ge=0, le=1)  # pictures of an epoch that may be unreadable; 3 always may
     workers: int = Field(0, ge=0, le=64)  # decoding processes of each rank; 0: decode in the training process
     long_side: tuple[int, int] = (256, 512)  # drawn uniformly, inclusive
     crop: int = Field(320, ge=32, le=2048)
@@ -44,6 +69,15 @@ class Data(Model):
         low, high = self.long_side
         if not 16 <= low <= high <= 4096:
             raise ValueError(f"long_side is {[low, high]}; allowed are 16 <= smallest <= largest <= 4096")
+        return self
+
+    @model_validator(mode="after")
+    def _address(self) -> "Data":
+        if isinstance(self.path, str) and not REMOTE.fullmatch(self.path):
+            raise ValueError(
+                f"path is '{self.path}'; allowed are a folder, and s3://, gs://, http:// and https:// addresses "
+                "without password, '?', '#' and '::'; give one of these"
+            )
         return self
 
 
@@ -243,6 +277,17 @@ class Config(Model):
                 f"train.batch has a batch of {smallest} for ray.workers={self.ray.workers}; every worker needs a "
                 "picture: raise train.batch or lower ray.workers"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _every_lane_has_its_share(self) -> "Config":
+        lanes = self.data.lanes
+        for _, size in self.train.batch:
+            if size % lanes:
+                raise ValueError(
+                    f"train.batch has a batch of {size} for data.lanes={lanes}; every lane gives as many pictures: "
+                    f"use multiples of {lanes}, or set data.lanes=1"
+                )
         return self
 
     @property

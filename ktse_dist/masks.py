@@ -10,6 +10,7 @@ from torch import nn
 from ktse_dist import models
 from ktse_dist.config import Config, merge, parse_override, validate
 from ktse_dist.data.index import Index
+from ktse_dist.data.remote_set import locate
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.inference.generate import SeedSource, calibrate, write_masks, write_seed_scores
 from ktse_dist.inference.multiscale import CamNetwork, network_of
@@ -71,7 +72,8 @@ def score_phase1(folder: RunFolder, config: Config) -> None:
 
 
 def splits(config: Config) -> tuple[Index, Index]:
-    return Index.open(config.data.path, "train"), Index.open(config.data.path, "val")
+    place = locate(config.data.path, config.data)
+    return Index.open(place, "train"), Index.open(place, "val")
 
 
 def network_from(model: Path, precision: str) -> CamNetwork:

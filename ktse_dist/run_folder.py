@@ -108,6 +108,9 @@ def run_folder(config: Config) -> RunFolder:
     return RunFolder(run_root(config) / config.run.name)
 
 
-def dataset_path(config: Config) -> Path:
-    """The packed data set; the embedded stickers lie under the run root, which every node of a cluster sees."""
-    return config.data.path.expanduser().absolute() if config.data.path else run_root(config) / "stickers"
+def dataset_path(config: Config) -> Path | str:
+    """The packed data set, or its address; the embedded stickers lie under the run root, which every node sees."""
+    path = config.data.path
+    if isinstance(path, str):
+        return path
+    return path.expanduser().absolute() if path else run_root(config) / "stickers"

@@ -29,17 +29,19 @@ ARG PIP_INDEX_URL
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip install --no-deps --constraint constraints-cpu.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
 
-# The dependencies, with nothing of our own code: this layer changes with pyproject.toml and not with a commit.
+# The dependencies, with nothing of our own code: this layer changes with pyproject.toml and not with a commit. For
+# gs:// addresses: --build-arg EXTRAS=train,kernels,crf,remote,launcher,gs
+ARG EXTRAS=train,kernels,crf,remote,launcher
 COPY pyproject.toml README.md LICENSE ./
 COPY ktse_dist/data/pack/drawings/LICENSES.md ktse_dist/data/pack/drawings/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    pip install --constraint constraints-cpu.txt '.[train,kernels,crf,launcher]'
+    pip install --constraint constraints-cpu.txt ".[$EXTRAS]"
 
 COPY configs configs
 COPY kernels kernels
 COPY ktse_dist ktse_dist
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    pip install --no-deps --force-reinstall . && rm -rf build ktse_dist kernels *.egg-info
+    pip install --no-deps --force-reinstall . && rm -rf build ktse_dist kernels ./*.egg-info
 
 # The code cannot be changed by what runs it.
 USER 1000:1000

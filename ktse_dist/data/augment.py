@@ -38,7 +38,7 @@ def target_size(height: int, width: int, long_side: int) -> tuple[int, int]:
     return max(1, round(height * long_side / width)), long_side
 
 
-def draw(key: np.ndarray, size: tuple[int, int], long_side: tuple[int, int], crop: int) -> Draw:
+def draw(key: int, size: tuple[int, int], long_side: tuple[int, int], crop: int) -> Draw:
     """The choices that belong to one key, for a picture of `size` (height, width)."""
     low, high = long_side
     chosen = low + _below(key, LONG_SIDE, high - low + 1)
@@ -51,8 +51,8 @@ def draw(key: np.ndarray, size: tuple[int, int], long_side: tuple[int, int], cro
     )
 
 
-def _below(key: np.ndarray, use: int, bound: int) -> int:
-    return int(keyed.below(keyed.key(key, use), bound))
+def _below(key: int, use: int, bound: int) -> int:
+    return keyed.word_below(keyed.word(key, use), bound)
 
 
 def resize_picture(picture: np.ndarray, height: int, width: int, how: Resize) -> np.ndarray:
@@ -63,11 +63,19 @@ def resize_picture(picture: np.ndarray, height: int, width: int, how: Resize) ->
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
+def resize_for_crop(picture: np.ndarray, height: int, width: int, how: Resize) -> np.ndarray:
+    """As resize_picture, but OpenCV shrinks by up to 2 bilinearly: a sixth of the time, and no pixel goes unseen."""
+    shrink = max(picture.shape[0] / height, picture.shape[1] / width)
+    if how == "opencv" and 1 < shrink <= 2:
+        return cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
+    return resize_picture(picture, height, width, how)
+
+
 def augment(picture: np.ndarray, choices: Draw, crop: int, how: Resize) -> Crop:
     """The training crop of a uint8 picture [H,W,3]."""
-    resized = resize_picture(picture, *target_size(*picture.shape[:2], choices.long_side), how)
+    resized = resize_for_crop(picture, *target_size(*picture.shape[:2], choices.long_side), how)
     if choices.mirror:
-        resized = resized[:, ::-1]
+        resized = cv2.flip(resized, 1)
     canvas = np.zeros((crop, crop, 3), np.uint8)
     source_y, place_y = _overlap(resized.shape[0], crop, choices.y)
     source_x, place_x = _overlap(resized.shape[1], crop, choices.x)

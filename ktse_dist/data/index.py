@@ -11,11 +11,14 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import numpy as np
 
 from ktse_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from ktse_dist.data.remote_set import RemoteSet
 
 FORMAT = 1
 MAGIC = b"KTSEIDX1"
@@ -24,6 +27,7 @@ RECORD = np.dtype([("shard", "<u4"), ("image", _MEMBER), ("json", _MEMBER), ("ma
 SHOWN = 80  # letters of a key that is none
 HEADER = len(MAGIC) + 3 * 8
 SPLITS = ("train", "val")
+ATTRIBUTION = "ATTRIBUTION.md"
 KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")  # names files and members of tars, stands in HTML
 EXTENSIONS = {"image": "jpg", "json": "json", "mask": "mask.png"}  # a member is named KEY.EXTENSION
 SHARD_NAME, SPLIT_NAME = re.compile(r"[\w-]+\.tar"), re.compile(r"[\w-]+")
@@ -39,10 +43,10 @@ class Shard(NamedTuple):
 class Index:
     """One split of a packed data set. samples: structured array with RECORD's fields; a mask size of 0 means none."""
 
-    def __init__(self, path: Path, split: str, about: dict[str, Any]):
-        """path: the data set's folder; about: its dataset.json. Use `open`."""
+    def __init__(self, path: Path, split: str, about: dict[str, Any], remote: Union["RemoteSet", None] = None):
+        """path: the data set's folder, of a remote one its copy; about: its dataset.json. Use `open`."""
         entry = about["splits"][split]
-        self.path, self.split = path, split
+        self.path, self.split, self.remote = path, split, remote
         self.classes: list[str] = about["classes"]
         self.palette: list[list[int]] = about["palette"]
         self.shards = [Shard(**shard) for shard in entry["shards"]]
@@ -50,17 +54,32 @@ class Index:
         self._map()
 
     @classmethod
-    def open(cls, path: Path, split: str) -> "Index":
+    def open(cls, place: Union[Path, "RemoteSet"], split: str) -> "Index":
         """UserError for a folder that is no data set, another format, or an index that does not fit dataset.json."""
-        about = read_dataset(path)
+        about = read_dataset(place) if isinstance(place, Path) else place.about
         if split not in about["splits"]:
-            raise UserError(f"{path}: no split '{split}'; it has {', '.join(about['splits'])}")
-        return cls(path, split, about)
+            where = place if isinstance(place, Path) else place.remote
+            raise UserError(f"{where}: no split '{split}'; it has {', '.join(about['splits'])}")
+        return cls(place, split, about) if isinstance(place, Path) else cls(place.path, split, about, place)
 
     def __reduce__(self) -> tuple:
-        return Index, (self.path, self.split, self._about)  # another process maps the file itself
+        return Index, (self.path, self.split, self._about, self.remote)  # another process maps the file itself
+
+    @property
+    def place(self) -> str:
+        """Where the data set is, for people."""
+        return str(self.remote.remote if self.remote else self.path)
+
+    def attribution(self) -> str | None:
+        """Who made the pictures, where the data set says so."""
+        if self.remote:
+            return self.remote.text(ATTRIBUTION)
+        file = self.path / ATTRIBUTION
+        return file.read_text() if file.is_file() else None
 
     def _map(self) -> None:
+        if self.remote:
+            self.remote.fetch_index(self.split)
         file = self.path / f"{self.split}.index"
         if not file.is_file():
             raise UserError(f"{file}: missing; pack the data set again")
@@ -102,6 +121,11 @@ class Index:
         bits = np.unpackbits(self._tags[np.asarray(rows, np.int64)], axis=1, count=len(self.classes))
         return bits.astype(np.float32)
 
+    @property
+    def shard_sizes(self) -> np.ndarray:
+        """How many samples each shard has: int64 [S]; the index names them shard by shard (`check_files`)."""
+        return np.array([shard.samples for shard in self.shards], np.int64)
+
     @cached_property
     def sha256(self) -> str:
         with (self.path / f"{self.split}.index").open("rb") as file:
@@ -112,12 +136,23 @@ class Index:
         file = self.path / f"{self.split}.index"
         if self.sha256 != self._about["splits"][self.split].get("index_sha256"):
             raise UserError(f"{file}: not the index that dataset.json names (sha256); pack the data set again")
-        for shard in self.shards:
+        self._check_rows(file)
+        for shard in () if self.remote else self.shards:  # a remote shard is checked when it comes
             path = self.path / shard.name
             found = path.stat().st_size if path.is_file() else None
             if found != shard.bytes:
                 what = "missing" if found is None else f"{found:,} bytes, expected are {shard.bytes:,}"
                 raise UserError(f"{path}: {what}; copy the whole data set, or pack it again")
+
+    def _check_rows(self, file: Path) -> None:
+        """An index may bear the right hash and still be another set's, or made to harm."""
+        sizes = [shard.samples for shard in self.shards]
+        known = min(sizes, default=-1) >= 0 and sum(sizes) == len(self)  # before a repeat of so many takes memory
+        if not known or not np.array_equal(self.samples["shard"], np.repeat(np.arange(len(sizes)), sizes)):
+            raise UserError(f"{file}: its rows do not fit the shards of dataset.json; pack the data set again")
+        ends = self.samples["key_end"]
+        if (ends[1:] < ends[:-1]).any() or int(ends[-1]) != len(self._keys):
+            raise UserError(f"{file}: its keys do not follow each other; pack the data set again")
 
 
 def read_dataset(path: Path) -> dict[str, Any]:
@@ -125,9 +160,14 @@ def read_dataset(path: Path) -> dict[str, Any]:
     file = path / "dataset.json"
     if not file.is_file():
         raise UserError(f"{path}: no dataset.json there; give a folder that `ktse pack` wrote, or make one with it")
+    return parse_dataset(file.read_bytes(), str(file))
+
+
+def parse_dataset(content: bytes, file: str) -> dict[str, Any]:
+    """file: what errors call it."""
     try:
-        about = json.loads(file.read_text())
-    except ValueError:
+        about = json.loads(content)
+    except (ValueError, RecursionError):
         raise UserError(f"{file}: not JSON; pack the data set again") from None
     found = about.get("format") if isinstance(about, dict) else None
     if found != FORMAT:

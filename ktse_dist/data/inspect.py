@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
         description="Count what is in a packed data set; exit status 1 if anything in it is wrong.",
         allow_abbrev=False,
     )
-    whole.add_argument("dataset", type=Path, metavar="DATASET", help="a folder that `ktse pack` wrote")
+    whole.add_argument("dataset", metavar="DATASET", help="a folder that `ktse pack` wrote")
     whole.add_argument("--verify", action="store_true", help="check every hash, every member and every tag")
     whole.add_argument("--sheet", type=Path, metavar="FILE.png", help="also write a contact sheet")
     whole.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -38,8 +38,14 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--workers: {options.workers} is too small; allowed is 1 or more")
     if options.sheet:
         check_sheet(options.sheet)
+    if "://" in options.dataset:
+        raise UserError(
+            f"{options.dataset}: an address, and whole folders are inspected: do it where the set was packed. "
+            "What comes from an address is checked as it comes"
+        )
+    dataset = Path(options.dataset)
     try:
-        found = inspect(options.dataset, options.verify, options.workers or os.cpu_count() or 1)
+        found = inspect(dataset, options.verify, options.workers or os.cpu_count() or 1)
     except WorkerDied as died:
         raise UserError(f"--workers: {died}") from None
     print(json.dumps(found) if options.json else overview(found))
@@ -47,7 +53,7 @@ def main(arguments: list[str]) -> None:
         from ktse_dist.data.pack.preview import contact_sheet  # not above: worker processes import this file, too
 
         try:
-            contact_sheet(options.dataset, options.sheet)
+            contact_sheet(dataset, options.sheet)
         except OSError as error:
             raise UserError(f"--sheet: {options.sheet} cannot be written ({error.strerror})") from None
     if found["problem_count"]:

@@ -16,30 +16,37 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ktse_dist.config import Data
 from ktse_dist.data import keyed
 from ktse_dist.data.augment import Crop, augment, draw
+from ktse_dist.data.bad_samples import Replaced
+from ktse_dist.data.decode import BadSample
 from ktse_dist.data.index import Index
-from ktse_dist.data.order import Epoch, Partners, epoch_order, rank_positions
+from ktse_dist.data.order import epoch_order, rank_positions
+from ktse_dist.data.partners import ATTEMPTS, Partners, Windows
+from ktse_dist.data.prefetch import while_fetching
 from ktse_dist.data.reader import Reader
+from ktse_dist.errors import UserError
 from ktse_dist.method.batch import Batch
 
 AUGMENTATION, DROPOUT = 16, 17  # what a sample's key is for; order.py has the uses below
 IMAGE, PARTNER = range(2)  # roles
 
 
-class Rows(NamedTuple):
-    """A sample of the epoch and, where a loss looks at it, its partner."""
+class Place(NamedTuple):
+    """A place in the epoch: whose it is, whether a loss looks at a partner, and its window's class lists."""
 
     anchor: int
-    partner: int | None
+    paired: bool
+    window: Partners
 
 
 class Item(NamedTuple):
-    """A loaded sample. key is for the noise of its network passes."""
+    """A loaded sample. key is for the noise of its network passes; replaced: what could not be read on the way."""
 
     image: Crop
     label: np.ndarray
     key: int
     partner: Crop | None
     partner_label: np.ndarray | None
+    replaced: tuple[Replaced, ...]
 
 
 @dataclass(frozen=True)
@@ -70,60 +77,66 @@ class Plan:
 
 def stream(index: Index, data: Data, seed: int, plan: Plan) -> Iterator[Batch]:
     """This rank's batches of one epoch, from global batch `plan.first_batch` on; the last incomplete one is dropped."""
+    batches = load(index, data, seed, plan)
+    return while_fetching(index, data, seed, plan, batches) if index.remote else batches
+
+
+def load(index: Index, data: Data, seed: int, plan: Plan) -> Iterator[Batch]:
     pipeline = wds.DataPipeline(
-        OrderedRows(index, data.window_shards, seed, plan),
+        Places(index, data, seed, plan),
         wds.map(Loader(index, data, seed, plan.epoch)),
         wds.batched(plan.pictures, collation_fn=Collate(plan), partial=False),
     )
     if not data.workers:
-        return iter(pipeline)
+        yield from pipeline
+        return
     # a forked child of a process with Ray's threads may hang: workers come from a clean server process
     loader = DataLoader(
-        pipeline,
+        Told(pipeline),
         batch_size=None,
         num_workers=data.workers,
         multiprocessing_context="forkserver",
         pin_memory=torch.cuda.is_available(),
     )
-    return iter(loader)
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
 
 
-class OrderedRows(IterableDataset):
-    """The rows that one loading process of one rank takes, in order: local batches w, w+n, ... of n processes."""
+class Told(IterableDataset):
+    """A pipeline whose UserError is its last item: raised, it would leave the process with a traceback around it."""
 
-    def __init__(self, index: Index, window_shards: int | None, seed: int, plan: Plan):
-        self.index, self.window_shards, self.seed, self.plan = index, window_shards, seed, plan
+    def __init__(self, pipeline: IterableDataset):
+        self.pipeline = pipeline
 
-    def __iter__(self) -> Iterator[Rows]:
-        plan = self.plan
-        order = epoch_order(self.index.samples["shard"], self.seed, plan.epoch, self.window_shards)
+    def __iter__(self) -> Iterator[Batch | UserError]:
+        try:
+            yield from self.pipeline
+        except UserError as error:
+            yield error
+
+
+class Places(IterableDataset):
+    """What one loading process of one rank takes, in order: local batches w, w+n, ... of n processes."""
+
+    def __init__(self, index: Index, data: Data, seed: int, plan: Plan):
+        self.index, self.data, self.seed, self.plan = index, data, seed, plan
+
+    def __iter__(self) -> Iterator[Place]:
+        plan, data = self.plan, self.data
+        order = epoch_order(self.index.shard_sizes, self.seed, plan.epoch, data.window_shards, data.lanes)
         worker = get_worker_info()
         first, step = (plan.first_batch + worker.id, worker.num_workers) if worker else (plan.first_batch, 1)
-        windows = WindowPartners(self.index, order)
-        for batch in range(first, len(order.samples) // plan.batch_size, step):
+        windows = Windows(order, self.index.labels, data.lanes)
+        for batch in range(first, len(self.index) // plan.batch_size, step):
             positions = rank_positions(batch, plan.batch_size, plan.rank, plan.world)
-            for place, position in enumerate(positions):
-                partner = windows.partner(position) if place < plan.loaded_pairs else None
-                yield Rows(int(order.samples[position]), partner)
-
-
-class WindowPartners:
-    """Partners of successive positions; holds the class lists of the current window only."""
-
-    def __init__(self, index: Index, order: Epoch):
-        self._index, self._order = index, order
-        self._window, self._partners = -1, None
-
-    def partner(self, position: int) -> int:
-        window = int(self._order.window[position])
-        if window != self._window or self._partners is None:
-            rows = self._order.samples[self._order.window == window]
-            self._window, self._partners = window, Partners(self._order, window, self._index.labels(rows))
-        return self._partners.of(int(self._order.samples[position]))
+            for place, row in enumerate(order.samples[positions].tolist()):
+                yield Place(row, place < plan.loaded_pairs, windows.of(row))
 
 
 class Loader:
-    """Rows to pixels: read with its checksum, decoded, cropped as its key says."""
+    """Places to pixels: read with its checksum, decoded, cropped as its key says."""
 
     def __init__(self, index: Index, data: Data, seed: int, epoch: int):
         self.reader, self.index, self.data, self.seed, self.epoch = Reader(index), index, data, seed, epoch
@@ -132,16 +145,31 @@ class Loader:
     def __reduce__(self) -> tuple:
         return Loader, (self.index, self.data, self.seed, self.epoch)  # a loading process, too, works on one thread
 
-    def __call__(self, rows: Rows) -> Item:
-        partner = None if rows.partner is None else self._crop(rows.partner, rows.anchor, PARTNER)
-        partner_label = None if rows.partner is None else self.index.labels([rows.partner])[0]
-        key = keyed.key(self.seed, self.epoch, DROPOUT, rows.anchor)
-        own = self._crop(rows.anchor, rows.anchor, IMAGE)
-        return Item(own, self.index.labels([rows.anchor])[0], int(key.astype(np.int64)), partner, partner_label)
+    def __call__(self, place: Place) -> Item:
+        replaced: list[Replaced] = []
+        row, picture = self._readable(place.anchor, place.window, place.anchor, replaced)
+        own, partner, partner_label = self._crop(picture, place.anchor, IMAGE), None, None
+        replaced = [bad._replace(own=True) for bad in replaced[:1]] + replaced[1:]
+        if place.paired:
+            chosen, picture = self._readable(place.window.of(row), place.window, row, replaced)
+            partner, partner_label = self._crop(picture, place.anchor, PARTNER), self.index.labels([chosen])[0]
+        key = keyed.word(self.seed, self.epoch, DROPOUT, place.anchor)
+        signed = key - (key >> 63 << 64)  # torch has int64 only
+        return Item(own, self.index.labels([row])[0], signed, partner, partner_label, tuple(replaced))
 
-    def _crop(self, row: int, anchor: int, role: int) -> Crop:
-        picture = self.reader.picture(row)
-        key = keyed.key(self.seed, self.epoch, AUGMENTATION, anchor, role)
+    def _readable(self, row: int, window: Partners, like: int, replaced: list[Replaced]) -> tuple[int, np.ndarray]:
+        """The row's picture, or the first readable one of those drawn for its place; adds those that are not."""
+        tried = row
+        for attempt in range(ATTEMPTS + 1):
+            try:
+                return tried, self.reader.picture(tried)
+            except BadSample as bad:
+                replaced.append(Replaced(tried, str(bad), False))
+                tried = window.replacement(row, attempt, like)
+        raise UserError(f"{self.index.path}: {ATTEMPTS} pictures in a row cannot be read; the last: {replaced[-1].why}")
+
+    def _crop(self, picture: np.ndarray, anchor: int, role: int) -> Crop:
+        key = keyed.word(self.seed, self.epoch, AUGMENTATION, anchor, role)
         choices = draw(key, picture.shape[:2], self.data.long_side, self.data.crop)
         return augment(picture, choices, self.data.crop, self.data.resize)
 
@@ -170,6 +198,7 @@ class Collate:
             pairs=plan.pairs,
             local_pairs=plan.real_pairs,
             most_tags=max(1, int(torch.cat([labels, partner_labels]).sum(1).max())),
+            replaced=tuple(bad for item in items for bad in item.replaced),
         )
 
 
@@ -178,4 +207,11 @@ def stack(rows: Sequence, shape: tuple[int, ...], dtype: type) -> torch.Tensor:
 
 
 def pixels(crops: Sequence[Crop], side: int) -> torch.Tensor:
-    return stack([crop.pixels for crop in crops], (side, side, 3), np.uint8).permute(0, 3, 1, 2)
+    """uint8 [B,3,S,S], channels last; written where the training process will read it, if a loading process asks."""
+    length = len(crops) * side * side * 3
+    # as torch's own collation does it: what is shared from the start need not be copied on its way to that process
+    storage = torch.UntypedStorage._new_shared(length) if get_worker_info() else torch.UntypedStorage(length)
+    batch = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (len(crops), side, side, 3))
+    for place, crop in zip(batch.numpy(), crops, strict=True):
+        place[:] = crop.pixels
+    return batch.permute(0, 3, 1, 2)

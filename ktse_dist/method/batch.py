@@ -14,7 +14,8 @@ class Batch:
     images uint8 [B,3,S,S], inside int32 [B,4] (method/pixels.py), labels float [B,C], keys int64 [B] (noise);
     partners, partner_inside, partner_labels: the same for P partners.
     pictures, pairs: how many the whole global batch has; local_pairs <= P of ours are real, a rank without any brings
-    one that weighs nothing. most_tags: the largest number of tags of any picture here.
+    one that weighs nothing. most_tags: the largest number of tags of any picture here. replaced: what could not be read
+    and what was drawn instead of it stands here (data/bad_samples.py).
     """
 
     images: Tensor
@@ -28,6 +29,7 @@ class Batch:
     pairs: int
     local_pairs: int
     most_tags: int
+    replaced: tuple = ()
 
     def pin_memory(self) -> "Batch":
         """What a DataLoader calls, so that copies to a GPU need not wait."""

@@ -56,7 +56,7 @@ def render(about: Material) -> str:
         threshold=threshold(summary),
         stages=[(stage, summary["seconds"][stage]) for stage in STAGES if stage in summary["seconds"]],
         config=about.folder.config_file.read_text(),
-        attribution=attribution(about.run.index.path),
+        attribution=about.run.index.attribution(),
     )
 
 
@@ -132,9 +132,3 @@ def picture_groups(about: Material) -> list[tuple[str, list[Row]]]:
         (heading, [picture_row(shown, about.run, about.baseline, masks, at) for shown in group])
         for heading, group in group_rows(masks, about.run.index, scores)
     ]
-
-
-def attribution(dataset: Path) -> str | None:
-    """Who made the pictures, where the data set says so."""
-    file = dataset / "ATTRIBUTION.md"
-    return file.read_text() if file.is_file() else None

@@ -29,7 +29,7 @@ def describe(config: Config, index: Index, schedule: Schedule, saved: Checkpoint
     activations = activation_bytes(backbone, head, config.data.crop) * pictures_in_flight(config) / GIGABYTE
     return "\n".join(
         [
-            f"data: {len(index):,} training pictures, {len(index.classes)} classes, {index.path}",
+            f"data: {len(index):,} training pictures, {len(index.classes)} classes, {index.place}",
             f"parameters: {sum(p.numel() for p in parameters):,}, of which {trainable:,} are trained",
             f"memory of each of {config.world} workers: about {state:.2f} GB for weights, gradients and momentum, "
             f"{activations:.2f} GB for activations",

@@ -6,6 +6,8 @@ from typing import Any
 
 from ktse_dist.config import Config
 from ktse_dist.data.index import SPLITS, Index
+from ktse_dist.data.prefetch import check_room
+from ktse_dist.data.remote_set import locate
 from ktse_dist.errors import UserError
 from ktse_dist.run_folder import RunFolder, dataset_path
 from ktse_dist.training import checkpoint
@@ -21,6 +23,8 @@ FREE = {
     "kernels",
     "masks",
     "data.path",
+    "data.sha256",
+    "data.cache",
     "data.workers",
     "train.baseline",
     "train.checkpoint_steps",
@@ -42,9 +46,11 @@ class Job:
 
 def prepare(job: Job) -> tuple[Index, Schedule, Checkpoint | None]:
     """What a run starts from, checked: UserError for everything the user can mend, before any worker starts."""
-    index, val = (Index.open(dataset_path(job.config), split) for split in SPLITS)
+    place = locate(dataset_path(job.config), job.config.data)
+    index, val = (Index.open(place, split) for split in SPLITS)
     for split in (index, val):  # val is looked at after hours of training: better to hear of it now
         split.check_files()
+    check_room(index, job.config.data, job.config.world)
     check_tags_differ(index)
     schedule = Schedule(job.config, len(index))
     own = checkpoint.latest(job.folder.checkpoints)
@@ -68,7 +74,7 @@ def check_tags_differ(index: Index) -> None:
             return
     names = [name for name, tag in zip(index.classes, first[0], strict=True) if tag]
     raise UserError(
-        f"{index.path}: every training picture has the same tags ({', '.join(names[:5]) or 'none'}), and masks are "
+        f"{index.place}: every training picture has the same tags ({', '.join(names[:5]) or 'none'}), and masks are "
         "learnt from what tells pictures apart; add pictures of another class, or some without any tag"
     )
 
@@ -76,7 +82,7 @@ def check_tags_differ(index: Index) -> None:
 def check_same_data(saved: Checkpoint, index: Index, position: Path) -> None:
     if saved.state["index_sha256"] != index.sha256:
         raise UserError(
-            f"{position}: made with another data set than {index.path}; give that one as data.path or a new run.name"
+            f"{position}: made with another data set than {index.place}; give that one as data.path or a new run.name"
         )
 
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 import kernels
 from ktse_dist import models
 from ktse_dist.config import Config
+from ktse_dist.data.bad_samples import BadSamples
 from ktse_dist.data.index import Index
 from ktse_dist.data.stream import Plan, stream
 from ktse_dist.errors import UserError
@@ -48,7 +49,9 @@ def run(job: Job, context: RunContext) -> None:
     # a fork counts its own time and pictures only
     own = saved and checkpoint.latest(job.folder.checkpoints)
     spent = (saved.state["seconds"], saved.state["pictures"]) if own else (0.0, 0)
-    Trainer(job, context, index, schedule, engine).train(first, *spent)
+    before = saved.state.get("bad_samples", 0) if own else 0
+    bad = BadSamples(len(index), config.data.max_bad_fraction, before, device_of(config))
+    Trainer(job, context, index, schedule, engine, bad).train(first, *spent)
 
 
 def device_of(config: Config) -> torch.device:
@@ -72,7 +75,10 @@ def make_engine(config: Config, index: Index) -> Engine:
 class Trainer:
     """The steps of one run."""
 
-    def __init__(self, job: Job, context: RunContext, index: Index, schedule: Schedule, engine: Engine):
+    def __init__(
+        self, job: Job, context: RunContext, index: Index, schedule: Schedule, engine: Engine, bad: BadSamples
+    ):
+        self.bad = bad
         self.job, self.config, self.context = job, job.config, context
         self.index, self.schedule, self.engine = index, schedule, engine
         self.device = device_of(job.config)
@@ -90,6 +96,7 @@ class Trainer:
             stopping = self.context.should_stop()
             if step % self.config.train.log_steps == 0 or step == schedule.total_steps:
                 losses = means.over_ranks()
+                self.bad.check()
                 self._check_finite(step, losses["total"])
                 if metrics:
                     self._log(metrics, progress, step, losses)
@@ -112,8 +119,11 @@ class Trainer:
                 place.epoch, place.batch_size, place.batch, self._pairs(step), self.context.rank, self.context.world
             )
             for batch in stream(self.index, self.config.data, self.config.run.seed, plan):
+                self.bad.add(batch.replaced)
                 yield batch.to(self.device)
             step = self.schedule.epoch_end(place.epoch)
+            self.bad.check()
+            self.bad.next_epoch()
 
     def _pairs(self, step: int) -> int:
         """How many pictures of the global batch have a partner that a loss looks at."""
@@ -154,10 +164,11 @@ class Trainer:
     def _save(self, step: int, progress: Progress) -> None:
         """Every rank gathers, rank 0 writes; the end of phase 1 is kept under its own name, since runs fork there."""
         weights, momentum = self.engine.state()
+        bad = self.bad.check()
         name = f"step-{step:08}"
         if self.context.rank == 0:
             seconds, pictures = progress.spent
-            state = self._state(step) | {"seconds": round(seconds, 1), "pictures": pictures}
+            state = self._state(step, bad) | {"seconds": round(seconds, 1), "pictures": pictures}
             folder, keep = self.job.folder.checkpoints, self.config.train.keep
             if step == self.schedule.phase1_steps < self.schedule.total_steps and not self.job.start:
                 checkpoint.save(folder, self.job.folder.phase1.name, weights, momentum, state, keep)
@@ -167,12 +178,13 @@ class Trainer:
         metrics = {"step": step, "images_per_second": progress.images_per_second}
         self.context.report(metrics, self.job.folder.checkpoints / name)
 
-    def _state(self, step: int) -> dict[str, Any]:
+    def _state(self, step: int, bad: int) -> dict[str, Any]:
         place = self.schedule.place(step) if step < self.schedule.total_steps else None
         return {
             "step": step,
             "epoch": place.epoch if place else self.config.train.epochs,
             "samples_consumed": place.samples_consumed if place else 0,
+            "bad_samples": bad if place and place.batch else 0,  # of the epoch that goes on
             "seed": self.config.run.seed,
             "index_sha256": self.index.sha256,
             "config": self.config.model_dump(mode="json", by_alias=True),

@@ -271,13 +271,14 @@ def test_a_worker_tells_ray_of_its_end_and_waits_within_its_grace(name, document
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_ray_container_sees_the_shared_folder_and_enough_shared_memory(name, documents):
+def test_every_ray_container_has_the_shared_folder_shared_memory_and_a_cache_of_its_own(name, documents):
     pods = pods_of(documents(f"kuberay/{name}"))
     for pod in (pods["head"], pods["gpu"]):
         volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
         mounts = {m["mountPath"]: volumes[m["name"]] for m in pod["spec"]["containers"][0]["volumeMounts"]}
         assert "persistentVolumeClaim" in mounts["/mnt/ktse"]
         assert mounts["/dev/shm"]["emptyDir"]["medium"] == "Memory"
+        assert "emptyDir" in mounts["/cache"]  # a node's own
 
 
 def test_the_job_asks_for_as_many_workers_as_it_has_gpus(documents):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktse_dist.data import keyed
-from ktse_dist.data.augment import Draw, augment, draw
+from ktse_dist.data.augment import Draw, augment, draw, resize_for_crop
 from ktse_dist.method.pixels import normalise
 
 MEAN = tuple(255 * m for m in (0.485, 0.456, 0.406))
@@ -30,7 +30,7 @@ def test_crops_match_the_published_loader(golden, seed, item, which):
 
 @given(st.integers(0, 2**63), st.integers(40, 130), st.integers(40, 130))
 def test_a_draw_stays_in_its_ranges(key, height, width):
-    choices = draw(np.uint64(key), (height, width), (50, 110), 64)
+    choices = draw(int(key), (height, width), (50, 110), 64)
     assert 50 <= choices.long_side <= 110
     crop = augment(np.full((height, width, 3), 200, np.uint8), choices, 64, "opencv")
     top, left, bottom, right = crop.inside
@@ -40,7 +40,7 @@ def test_a_draw_stays_in_its_ranges(key, height, width):
 
 
 def test_draws_of_different_keys_cover_the_range():
-    sides = {draw(keyed.key(0, k), (100, 100), (50, 60), 64).long_side for k in range(400)}
+    sides = {draw(keyed.word(0, k), (100, 100), (50, 60), 64).long_side for k in range(400)}
     assert sides == set(range(50, 61))
 
 
@@ -49,3 +49,12 @@ def test_opencv_and_pillow_resize_to_nearly_the_same_picture():
     picture = np.repeat(gradient[:, :, None], 3, axis=2)
     ours, published = (augment(picture, Draw(60, False, 0, 0), 64, how).pixels for how in ("opencv", "pillow"))
     assert np.abs(ours.astype(int) - published).mean() < 1.5
+
+
+@pytest.mark.parametrize("long_side", [50, 64, 99])
+def test_a_small_shrink_sees_every_pixel(long_side):
+    """Each pixel of the picture, white alone on black, leaves something in the smaller one."""
+    for row in range(100):
+        picture = np.zeros((100, 100, 3), np.uint8)
+        picture[row] = 255
+        assert resize_for_crop(picture, long_side, long_side, "opencv").any()

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ktse_dist.data.index import RECORD, Entry, Index, encode_index
+from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.data.palette import voc_palette
 from ktse_dist.errors import UserError
 
@@ -146,3 +147,14 @@ def test_a_foreign_dataset_json_is_refused_by_name(tmp_path, content):
     (dataset(tmp_path, [entry()]) / "dataset.json").write_bytes(content)
     with pytest.raises(UserError, match=r"dataset\.json: .*pack the data set again"):
         Index.open(tmp_path, "train")
+
+
+@pytest.mark.parametrize("samples", [10**18, -1, 0])
+def test_an_index_of_other_shards_is_refused_before_an_order_is_made(tmp_path, samples):
+    pack_stickers(tmp_path / "set", train=4, val=2)
+    file = tmp_path / "set" / "dataset.json"
+    about = json.loads(file.read_text())
+    about["splits"]["train"]["shards"][0]["samples"] = samples
+    file.write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"train\.index: its rows do not fit the shards of dataset\.json"):
+        Index.open(tmp_path / "set", "train").check_files()

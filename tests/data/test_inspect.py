@@ -156,6 +156,13 @@ def test_a_worker_that_was_killed_is_one_line(dataset, capsys, monkeypatch):
     assert capsys.readouterr().err.splitlines()[-1] == "ktse: --workers: a worker process died at or after item 0"
 
 
+def test_an_address_is_refused_with_what_to_do_instead(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_main(inspect.main, ["s3://bucket/set"])
+    assert ended.value.code == 2
+    assert "s3://bucket/set: an address, and whole folders are inspected" in capsys.readouterr().err
+
+
 def test_json_is_one_object_for_machines(dataset, capsys):
     inspect.main([str(dataset), "--json", "--workers=1"])
     assert json.loads(capsys.readouterr().out)["splits"]["val"]["pictures"] == 1

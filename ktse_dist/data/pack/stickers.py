@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ktse_dist.data.index import SPLITS, Index, read_dataset
+from ktse_dist.data.index import ATTRIBUTION, SPLITS, Index, read_dataset
 from ktse_dist.data.pack.compose import Picture, compose_some
 from ktse_dist.data.pack.drawings import attribution, classes
 from ktse_dist.data.pack.writer import SHARD_BYTES, Sample, new_dataset, write_about, write_split
@@ -50,7 +50,7 @@ def build(out: Path, recipe: dict[str, int], workers: int, shard_bytes: int) -> 
         for split in SPLITS:
             samples = make_samples(recipe["seed"], split, recipe[split], workers, progress)
             splits[split] = write_split(folder, split, samples, len(classes()), shard_bytes)
-        (folder / "ATTRIBUTION.md").write_text(attribution())
+        (folder / ATTRIBUTION).write_text(attribution())
         write_about(folder, classes(), splits, stickers=recipe)
 
 
