@@ -13,6 +13,7 @@ VERBS = {
     "evaluate": "ktse_dist.evaluate",
     "report": "ktse_dist.report",
     "predict": "ktse_dist.predict",
+    "export": "ktse_dist.export",
     "convert": "ktse_dist.models.convert",
 }
 

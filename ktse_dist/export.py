@@ -1,0 +1,65 @@
+"""`python -m ktse_dist.export --run RUN --format F --out DIR`: a run's masks in the formats of other tools."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ktse_dist.data.index import SPLITS, Index
+from ktse_dist.data.pack.writer import new_dataset
+from ktse_dist.data.reader import Reader
+from ktse_dist.errors import UserError, run_main
+from ktse_dist.inference.exports import FORMATS, Labelled, Names, new_bytes
+from ktse_dist.inference.mask_shards import MaskIndex
+from ktse_dist.masks import splits
+from ktse_dist.run_folder import RunFolder
+
+
+def main(arguments: list[str]) -> None:
+    options = parser().parse_args(arguments)
+    folder = RunFolder(options.run.absolute())
+    indices = [index for index in splits(folder.read_config()) if index.split in (options.split or SPLITS)]
+    found = sum(count(folder, index) for index in indices)
+    names = Names(indices[0].classes, indices[0].palette)
+    with new_dataset(options.out) as unfinished:
+        pictures = labelled(folder, indices, unfinished / "images" if options.pictures else None)
+        FORMATS[options.format](unfinished, names, tqdm(pictures, "export", found, unit="picture"))
+    print(f"exported: {found} masks as {options.format} to {options.out}")
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(prog="ktse export", description=__doc__, allow_abbrev=False)
+    whole.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
+    whole.add_argument("--format", choices=FORMATS, default="png", help="default: %(default)s, in VOC's layout")
+    whole.add_argument("--out", type=Path, required=True, help="a folder that is not there yet")
+    whole.add_argument("--split", action="append", choices=SPLITS, help="only this one; may be given twice")
+    whole.add_argument("--pictures", action="store_true", help="also the pictures, as images/SPLIT/KEY.jpg")
+    return whole
+
+
+def count(folder: RunFolder, index: Index) -> int:
+    """How many pictures have a mask; their names are checked before they name files."""
+    index.check_keys()
+    masks = MaskIndex(folder.masks, index)
+    found = sum(map(masks.has, range(len(index))))
+    if not found:
+        raise UserError(f"{folder.masks}: no masks of split '{index.split}'; make them: ktse masks --run {folder.path}")
+    return found
+
+
+def labelled(folder: RunFolder, indices: list[Index], images: Path | None) -> Iterator[Labelled]:
+    """Every mask of the run, a split after the other; its picture is copied into `images` on the way."""
+    for index in indices:
+        masks, reader = MaskIndex(folder.masks, index), Reader(index)
+        for row in filter(masks.has, range(len(index))):
+            key = index.key(row)
+            if images:
+                new_bytes(images / index.split / f"{key}.jpg", reader.read(row, "image"))
+            source = str(json.loads(reader.read(row, "json")).get("source", ""))
+            yield Labelled(index.split, key, source, masks.read(row, "mask"))
+
+
+if __name__ == "__main__":
+    run_main(main)
