@@ -7,14 +7,6 @@ class and pixel is taken and the 0s of the labels or weights do the masking.
 from torch import Tensor
 
 
-def present_pairs(labels: Tensor) -> tuple:
-    """Index for the two leading axes of [B,C,...] that selects the tagged (image, class) pairs; on a GPU all of them.
-
-    labels [B,C]. Selecting with it gives [n,...] on a CPU and a view [B,C,...] on a GPU.
-    """
-    return (slice(None), slice(None)) if labels.is_cuda else labels.nonzero(as_tuple=True)
-
-
 def most_tags(labels: Tensor) -> int:
     """The largest number of tags that an image of labels [B,C] has, at least 1; on a GPU C, its bound."""
     return labels.shape[1] if labels.is_cuda else max(1, int(labels.count_nonzero(dim=1).amax()))
