@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kernels.ops.affinity import eager as affinity_eager
 from kernels.ops.affinity import function as affinity
 from kernels.ops.erasing import eager as erasing_eager
 from kernels.ops.erasing import function as erasing
@@ -40,6 +41,7 @@ class NoWaiting(TorchDispatchMode):
 @pytest.fixture
 def eager_as_on_a_gpu(monkeypatch):
     """The torch path, told nothing about the values, as it is for CUDA tensors."""
+    monkeypatch.setattr(affinity_eager, "filled_masks", lambda masks: None)
     monkeypatch.setattr(erasing_eager, "most_tags", lambda labels: labels.shape[1])
     monkeypatch.setattr(segmentation_eager, "weighted_pixels", lambda weights: (slice(None),) * 3)
 
