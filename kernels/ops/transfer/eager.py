@@ -26,8 +26,9 @@ class _Transfer(torch.autograd.Function):
     def forward(ctx, cam_a, cam_b, cam_mix, labels, margin):
         ctx.half, ctx.dtypes = cam_a.shape[2], (cam_a.dtype, cam_b.dtype, cam_mix.dtype)
         lost = torch.empty_like(cam_mix, dtype=torch.float32)
-        for cam, of_lost, of_mix in zip((cam_a, cam_b), _halves(ctx, lost), _halves(ctx, cam_mix), strict=True):
-            torch.sub(cam.float(), of_mix.float(), out=of_lost)
+        top, bottom = cam_mix.float().split(ctx.half, dim=2)
+        torch.sub(cam_a.float(), top, out=lost[:, :, : ctx.half])
+        torch.sub(cam_b.float(), bottom, out=lost[:, :, ctx.half :])
         loss, tags = _mean_of_hinges(lost.sub_(margin), labels)
         ctx.save_for_backward(lost, tags)
         return loss
@@ -37,7 +38,7 @@ class _Transfer(torch.autograd.Function):
     def backward(ctx, grad_loss):
         lost, tags = ctx.saved_tensors
         slope = slope_where_positive((tags * grad_loss)[:, :, None, None], lost, 0)
-        return *_gradients(ctx, *_halves(ctx, slope), -slope if ctx.needs_input_grad[2] else None), None, None
+        return *_gradients(ctx, *slope.split(ctx.half, dim=2), -slope if ctx.needs_input_grad[2] else None), None, None
 
 
 class _Align(torch.autograd.Function):
@@ -55,10 +56,6 @@ class _Align(torch.autograd.Function):
         gained, tags, keep = ctx.saved_tensors
         slope = slope_where_positive(keep * (tags * grad_loss)[:, :, None, None], gained, 0)
         return *_gradients(ctx, -slope if ctx.needs_input_grad[0] else None, slope), None, None, None
-
-
-def _halves(ctx, mixed: Tensor) -> tuple[Tensor, Tensor]:
-    return mixed[:, :, : ctx.half], mixed[:, :, ctx.half :]
 
 
 def _mean_of_hinges(excess: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
