@@ -1,18 +1,10 @@
-"""What is absent costs nothing: how the fast paths touch only tagged classes and confident pixels.
+"""What is absent costs nothing: how the fast paths touch only tagged classes, their masks and confident pixels.
 
 How many there are is known on the host only for CPU tensors. On a GPU asking would stall the step, so there every
 class and pixel is taken and the 0s of the labels or weights do the masking.
 """
 
 from torch import Tensor
-
-
-def present_pairs(labels: Tensor) -> tuple:
-    """Index for the two leading axes of [B,C,...] that selects the tagged (image, class) pairs; on a GPU all of them.
-
-    labels [B,C]. Selecting with it gives [n,...] on a CPU and a view [B,C,...] on a GPU.
-    """
-    return (slice(None), slice(None)) if labels.is_cuda else labels.nonzero(as_tuple=True)
 
 
 def most_tags(labels: Tensor) -> int:
@@ -23,3 +15,8 @@ def most_tags(labels: Tensor) -> int:
 def weighted_pixels(weights: Tensor) -> tuple:
     """Index for [B,H,W,...] that selects the pixels whose weight [B,H,W] is not 0; on a GPU all of them."""
     return (slice(None),) * 3 if weights.is_cuda else weights.nonzero(as_tuple=True)
+
+
+def filled_masks(masks: Tensor) -> Tensor | None:
+    """Which masks [B,M,h,w] are not 0 everywhere, [B,M]; on a GPU None: any of them may have a value."""
+    return None if masks.is_cuda else masks.flatten(2).any(dim=2)

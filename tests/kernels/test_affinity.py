@@ -59,6 +59,13 @@ def test_masks_refined_together_equal_masks_refined_apart(path):
     torch.testing.assert_close(path.par(images, masks), apart)
 
 
+def test_pictures_with_differently_many_masks_are_refined_as_the_reference_does():
+    images, masks = torch.rand(5, 3, 96, 90), torch.rand(5, 4, 96, 90)
+    masks[torch.tensor([[0, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 1], [0, 1, 1, 0]]).bool()] = 0
+    fast, plain = (path.par(images, masks, iterations=2) for path in (eager, reference))
+    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+
+
 @PATHS
 def test_a_mask_does_not_leak_over_a_strong_edge(path):
     images = torch.zeros(1, 3, 16, 16)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kernels.ops.affinity import eager as affinity_eager
 from kernels.ops.affinity import function as affinity
 from kernels.ops.erasing import eager as erasing_eager
 from kernels.ops.erasing import function as erasing
 from kernels.ops.pyramid import function as pyramid
 from kernels.ops.segmentation import eager as segmentation_eager
 from kernels.ops.segmentation import function as segmentation
-from kernels.ops.transfer import eager as transfer_eager
 from kernels.ops.transfer import function as transfer
 from ktse_dist import models
 from ktse_dist.config import load_config
@@ -41,10 +41,9 @@ class NoWaiting(TorchDispatchMode):
 @pytest.fixture
 def eager_as_on_a_gpu(monkeypatch):
     """The torch path, told nothing about the values, as it is for CUDA tensors."""
-    whole = (slice(None),)
+    monkeypatch.setattr(affinity_eager, "filled_masks", lambda masks: None)
     monkeypatch.setattr(erasing_eager, "most_tags", lambda labels: labels.shape[1])
-    monkeypatch.setattr(transfer_eager, "present_pairs", lambda labels: whole * 2)
-    monkeypatch.setattr(segmentation_eager, "weighted_pixels", lambda weights: whole * 3)
+    monkeypatch.setattr(segmentation_eager, "weighted_pixels", lambda weights: (slice(None),) * 3)
 
 
 @pytest.fixture

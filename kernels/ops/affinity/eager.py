@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.ops.affinity.reference import EPSILON, NEIGHBOURS, SHARPNESS, position_weights
+from kernels.ops.present import filled_masks
 
 WEIGHTS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 30}  # CPU: one picture's weights stay in the cache over all iterations
 
@@ -23,12 +24,27 @@ def par(
     height, width = images.shape[-2:]
     dilations = tuple(dilations)
     pictures = max(1, WEIGHTS_AT_ONCE[images.device.type] // (len(NEIGHBOURS) * len(dilations) * height * width))
-    refined = torch.empty(*masks.shape[:2], height, width, dtype=masks.dtype, device=masks.device)
-    for some, part, out in zip(images.split(pictures), masks.split(pictures), refined.split(pictures), strict=True):
-        weights = _weights(some.float().contiguous(), dilations)
-        part = F.interpolate(part.float().contiguous(), size=(height, width), mode="bilinear", align_corners=True)
-        out.copy_(_refined(part, weights, dilations, iterations))
+    refined = torch.zeros(*masks.shape[:2], height, width, dtype=masks.dtype, device=masks.device)
+    for some, channels in _parts(masks, pictures):
+        part = masks[some][:, channels].float().contiguous()
+        part = F.interpolate(part, size=(height, width), mode="bilinear", align_corners=True)
+        weights = _weights(images[some].float().contiguous(), dilations)
+        refined[some[:, None], channels] = _refined(part, weights, dilations, iterations).to(refined.dtype)
     return refined
+
+
+def _parts(masks: Tensor, pictures: int) -> list[tuple[Tensor, Tensor]]:
+    """Pictures to refine at once, with the channels that any of them has a mask in: an absent class's 0 stays 0.
+
+    Pictures with as many masks go together.
+    """
+    count, channels = masks.shape[:2]
+    filled = filled_masks(masks)
+    if filled is None:
+        every = torch.arange(max(count, channels), device=masks.device)
+        return [(some, every[:channels]) for some in every[:count].split(pictures)]
+    order = filled.sum(dim=1).argsort(stable=True)
+    return [(some, filled[some].any(dim=0).nonzero()[:, 0]) for some in order.split(pictures)]
 
 
 def _refined(masks: Tensor, weights: Tensor, dilations: tuple[int, ...], iterations: int) -> Tensor:
@@ -36,14 +52,14 @@ def _refined(masks: Tensor, weights: Tensor, dilations: tuple[int, ...], iterati
 
     Neighbours are views of one padded copy, made once: the next masks are written into the same memory.
     """
-    padded = _padded(masks, dilations)
+    edges = (max(dilations),) * 4
+    padded, total = _padded(masks, dilations), torch.empty_like(masks)
     pairs = list(zip(_neighbours(padded, dilations), weights.split(1, dim=1), strict=True))
-    total = torch.empty_like(masks)
     for _ in range(iterations):
-        total.zero_()
-        for neighbour, weight in pairs:
+        torch.mul(*pairs[0], out=total)
+        for neighbour, weight in pairs[1:]:
             total.addcmul_(neighbour, weight)
-        padded.copy_(_padded(total, dilations))
+        torch.ops.aten.replication_pad2d.out(total, edges, out=padded)
     return _view(padded, max(dilations), 0, 0)
 
 

@@ -1,17 +1,14 @@
-"""Transfer and alignment with their gradients from one pass: the slope of a hinge is known when its value is.
+"""Transfer and alignment in few operations, each in place of the one before; their gradients are one map of slopes.
 
-Both losses are a mean of hinges over all (image, class) pairs, absent classes counting as 0. So only the maps of
-tagged pairs are read, and one slope map of 0 and 1 serves every input's gradient. These are small maps: what counts is
-how few operations there are.
+Both losses are a mean of hinges over all (image, class) pairs, absent classes counting as 0. Maps of absent classes are
+worked on too: picking out the tagged ones and filling the other gradients with 0 takes longer at 20 classes.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.ops.present import present_pairs
+slope_where_positive = torch.ops.aten.threshold_backward  # (slope, x, 0): slope where x > 0, else 0; in one pass
 
 
 def transfer_loss(cam_a: Tensor, cam_b: Tensor, cam_mix: Tensor, labels: Tensor, margin: float = 0.05) -> Tensor:
@@ -24,87 +21,50 @@ def align_loss(cam: Tensor, cam_erased: Tensor, keep: Tensor, labels: Tensor, ma
     return _Align.apply(cam, cam_erased, keep, labels, margin)
 
 
-class _Chosen(NamedTuple):
-    """The (image, class) pairs that are read: an index for [B,C,...], and their rows in [B*C,...], None if all are."""
-
-    pairs: tuple
-    rows: Tensor | None
-
-    @classmethod
-    def by(cls, labels: Tensor) -> "_Chosen":
-        pairs = present_pairs(labels)
-        if isinstance(pairs[0], slice):
-            return cls(pairs, None)
-        return cls(pairs, torch.add(pairs[1], pairs[0], alpha=labels.shape[1]))
-
-
 class _Transfer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, cam_a, cam_b, cam_mix, labels, margin):
-        chosen = _Chosen.by(labels)
-        lost = torch.cat([_maps(cam_a, chosen), _maps(cam_b, chosen)], dim=1).float()
-        loss, slope = _hinge(lost.sub_(_maps(cam_mix, chosen)).sub_(margin), labels, chosen)
-        ctx.save_for_backward(slope)
-        ctx.chosen, ctx.elements = chosen, cam_mix.numel()
-        ctx.like = [(cam.shape, cam.dtype) for cam in (cam_a, cam_b, cam_mix)]
-        return loss / ctx.elements
+        ctx.half, ctx.dtypes = cam_a.shape[2], (cam_a.dtype, cam_b.dtype, cam_mix.dtype)
+        lost = torch.empty_like(cam_mix, dtype=torch.float32)
+        top, bottom = cam_mix.float().split(ctx.half, dim=2)
+        torch.sub(cam_a.float(), top, out=lost[:, :, : ctx.half])
+        torch.sub(cam_b.float(), bottom, out=lost[:, :, ctx.half :])
+        loss, tags = _mean_of_hinges(lost.sub_(margin), labels)
+        ctx.save_for_backward(lost, tags)
+        return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss):
-        slope = ctx.saved_tensors[0] * (grad_loss / ctx.elements)
-        half = slope.shape[1] // 2
-        parts = slope[:, :half], slope[:, half:], slope.neg() if ctx.needs_input_grad[2] else None
-        return *_spread(ctx, parts), None, None
+        lost, tags = ctx.saved_tensors
+        slope = slope_where_positive((tags * grad_loss)[:, :, None, None], lost, 0)
+        return *_gradients(ctx, *slope.split(ctx.half, dim=2), -slope if ctx.needs_input_grad[2] else None), None, None
 
 
 class _Align(torch.autograd.Function):
     @staticmethod
     def forward(ctx, cam, cam_erased, keep, labels, margin):
-        chosen = _Chosen.by(labels)
-        kept = _maps(keep.expand_as(cam), chosen).float()
-        gained = (_maps(cam_erased, chosen).float() - _maps(cam, chosen).float()).mul_(kept).sub_(margin)
-        loss, slope = _hinge(gained, labels, chosen)
-        ctx.save_for_backward(slope.mul_(kept))
-        ctx.chosen, ctx.elements = chosen, cam.numel()
-        ctx.like = [(cam.shape, cam.dtype), (cam_erased.shape, cam_erased.dtype)]
-        return loss / ctx.elements
+        ctx.dtypes = cam.dtype, cam_erased.dtype
+        gained = torch.sub(cam_erased.float(), cam.float()).mul_(keep).sub_(margin)
+        loss, tags = _mean_of_hinges(gained, labels)
+        ctx.save_for_backward(gained, tags, keep)
+        return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss):
-        slope = ctx.saved_tensors[0] * (grad_loss / ctx.elements)
-        parts = slope.neg() if ctx.needs_input_grad[0] else None, slope
-        return *_spread(ctx, parts), None, None, None
+        gained, tags, keep = ctx.saved_tensors
+        slope = slope_where_positive(keep * (tags * grad_loss)[:, :, None, None], gained, 0)
+        return *_gradients(ctx, -slope if ctx.needs_input_grad[0] else None, slope), None, None, None
 
 
-def _maps(cam: Tensor, chosen: _Chosen) -> Tensor:
-    """The chosen maps [n,h,w] of cam [B,C,h,w]; in one copy of just them, whatever its layout."""
-    if chosen.rows is None:
-        return cam.flatten(0, 1)
-    if cam.is_contiguous():
-        return cam.flatten(0, 1).index_select(0, chosen.rows)
-    return cam[chosen.pairs]
+def _mean_of_hinges(excess: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean, and its slope at an active element of each pair [B,C]; what was not positive in `excess` becomes 0."""
+    tags = labels / excess.numel()
+    return (excess.relu_().sum(dim=(2, 3)) * tags).sum(), tags
 
 
-def _hinge(excess: Tensor, labels: Tensor, chosen: _Chosen) -> tuple[Tensor, Tensor]:
-    """Sum of the positive, tagged excess, and its slope for each element, 1 or 0, which takes the place of `excess`."""
-    excess.relu_()
-    if chosen.rows is None:  # absent classes are there too
-        excess.mul_(labels.reshape(-1, 1, 1))
-    return excess.sum(), excess.sign_()
-
-
-def _spread(ctx, parts: tuple) -> list[Tensor | None]:
-    """The gradients of whole CAMs, where they are wanted, from those of their chosen maps."""
-    grads: list[Tensor | None] = []
-    for part, (shape, dtype), needed in zip(parts, ctx.like, ctx.needs_input_grad, strict=False):
-        if not needed:
-            grads.append(None)
-        elif ctx.chosen.rows is None:
-            grads.append(part.to(dtype).reshape(shape))
-        else:
-            grad = torch.zeros(shape, dtype=dtype, device=part.device)
-            grad.flatten(0, 1).index_copy_(0, ctx.chosen.rows, part.to(dtype))
-            grads.append(grad)
-    return grads
+def _gradients(ctx, *grads: Tensor | None) -> list[Tensor | None]:
+    """Each in its input's dtype, where it is wanted."""
+    asked = zip(grads, ctx.dtypes, ctx.needs_input_grad, strict=False)
+    return [grad.to(dtype) if needed else None for grad, dtype, needed in asked]

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kernels import tuning
 from kernels.ops.pyramid import function, reference
+from kernels.ops.pyramid.reference import LEVELS
 
 NAMES = [[f"gconv{i}.att_{sign}.0.weight" for sign in "pn"] for i in (1, 2, 3)]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -68,6 +70,12 @@ def test_head_and_gradients_match_the_published_numbers(golden, monkeypatch):
             torch.testing.assert_close(gate.grad, arrays[f"a_grad_{name}"], rtol=1e-4, atol=1e-6)
 
 
+def free_of_ties(cam: torch.Tensor) -> bool:
+    """No level is 0 but for rounding, where either slope of a relu is right: halves of bf16 often cancel exactly."""
+    levels = (F.interpolate(F.adaptive_avg_pool2d(cam.float(), k), cam.shape[2:], mode="bilinear") for k in LEVELS)
+    return all(float(level.abs().min()) > 1e-6 for level in levels)
+
+
 @settings(max_examples=5)
 @given(
     st.sampled_from([(1, 1), (2, 3), (5, 1), (1, 7)]), st.integers(1, 19), st.integers(1, 19),
@@ -78,6 +86,7 @@ def test_head_and_gradients_equal_the_reference(size, height, width, dtype, gate
     (batch, classes), _ = size, torch.manual_seed(seed)
     cam_seg = torch.randn(batch, classes + 1, height, width).to(dtype)
     cam_seg = cam_seg.contiguous(memory_format=torch.channels_last) if channels_last else cam_seg
+    assume(free_of_ties(cam_seg[:, 1:]))
     tolerance = max(TOLERANCE[dtype], TOLERANCE[gate_dtype])
     assert_equal_to_the_reference(cam_seg[:, 1:], random_gates(classes, gate_dtype), tolerance=tolerance)
 
