@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,8 @@ def timed_in_turn(
 ) -> dict[str, list[float]]:
     """Seconds of each call. They take turns, so whatever else the machine does falls on all of them.
 
-    As many rounds as fit into `budget` seconds, `least` to 200, after a warm-up.
+    Their order is drawn anew for each round: what ran just before decides how warm a call finds the caches. As many
+    rounds as fit into `budget` seconds, `least` to 200, after a warm-up.
     """
     for call in calls.values():
         call()
@@ -36,9 +38,10 @@ def timed_in_turn(
     if device.type == "cuda":
         return _events(calls, device, rounds)
     spent: dict[str, list[float]] = {name: [] for name in calls}
+    turns = random.Random(0)
     for _ in range(rounds):
-        for name, call in calls.items():
-            spent[name].append(seconds(call, device))
+        for name in turns.sample(list(calls), len(calls)):
+            spent[name].append(seconds(calls[name], device))
     return spent
 
 

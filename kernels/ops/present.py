@@ -7,6 +7,11 @@ class and pixel is taken and the 0s of the labels or weights do the masking.
 from torch import Tensor
 
 
+def present_pairs(labels: Tensor) -> Tensor | None:
+    """Numbers b * C + c of the tagged (image, class) pairs of labels [B,C]; on a GPU None: all of them."""
+    return None if labels.is_cuda else labels.flatten().nonzero()[:, 0]
+
+
 def most_tags(labels: Tensor) -> int:
     """The largest number of tags that an image of labels [B,C] has, at least 1; on a GPU C, its bound."""
     return labels.shape[1] if labels.is_cuda else max(1, int(labels.count_nonzero(dim=1).amax()))

@@ -77,6 +77,17 @@ def test_fast_align_loss_and_gradients_equal_the_reference(drawn, soft):
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
 
 
+def test_the_path_that_never_asks_the_host_equals_the_reference(monkeypatch):
+    monkeypatch.setattr(eager, "present_pairs", lambda _: None)
+    cams, labels = torch.randn(2, 3, 5, 4, 4).unbind(), (torch.rand(3, 5) < 0.4).float()
+    mix, keep = torch.randn(3, 5, 8, 4), torch.rand(3, 1, 4, 4) < 0.6
+    dense, plain = (
+        loss_and_grads(path.transfer_loss, (*cams, mix), labels) + loss_and_grads(path.align_loss, cams, keep, labels)
+        for path in (eager, reference)
+    )
+    torch.testing.assert_close(dense, plain, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
 def test_cams_sliced_out_of_segmentation_scores_get_the_gradients_of_the_reference(dtype, kind):

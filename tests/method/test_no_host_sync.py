@@ -16,6 +16,7 @@ from kernels.ops.erasing import function as erasing
 from kernels.ops.pyramid import function as pyramid
 from kernels.ops.segmentation import eager as segmentation_eager
 from kernels.ops.segmentation import function as segmentation
+from kernels.ops.transfer import eager as transfer_eager
 from kernels.ops.transfer import function as transfer
 from ktse_dist import models
 from ktse_dist.config import load_config
@@ -43,6 +44,7 @@ def eager_as_on_a_gpu(monkeypatch):
     """The torch path, told nothing about the values, as it is for CUDA tensors."""
     monkeypatch.setattr(affinity_eager, "filled_masks", lambda masks: None)
     monkeypatch.setattr(erasing_eager, "most_tags", lambda labels: labels.shape[1])
+    monkeypatch.setattr(transfer_eager, "present_pairs", lambda labels: None)
     monkeypatch.setattr(segmentation_eager, "weighted_pixels", lambda weights: (slice(None),) * 3)
 
 
