@@ -49,7 +49,7 @@ class Search(Model):
     concurrent: int | None = Field(None, ge=1, le=1000)  # trials at once; None: as many as the cluster has room for
     retries: int = Field(2, ge=0, le=100)  # of a trial that broke off; it goes on from its last checkpoint
     space: Annotated[dict[str, Range], BeforeValidator(flat)] = Field({}, max_length=10)
-    arms: dict[Annotated[str, Field(min_length=1, max_length=50)], dict[str, Value]] = Field({}, max_length=100)
+    arms: dict[Annotated[str, Field(pattern=r"^[\w+.,= -]{1,50}$")], dict[str, Value]] = Field({}, max_length=100)
 
     @model_validator(mode="after")
     def _keys_of_phase2(self) -> "Search":
@@ -105,7 +105,15 @@ def load_search(path: Path | None, overrides: Sequence[str]) -> tuple[Config, Se
     config = over_preset(given)
     for values in extremes(search):
         variant(config, values)
+    check_decimal(config, search)
     return config, search
+
+
+def check_decimal(config: Config, search: Search) -> None:
+    for key in search.space:
+        if not isinstance(value_of(config, key), float):
+            found = value_of(config, key)
+            raise UserError(f"search.space: '{key}' is {found!r}, no decimal number; compare its values as search.arms")
 
 
 def spread(given: dict[str, Any]) -> dict[str, Any]:

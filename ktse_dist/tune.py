@@ -12,7 +12,6 @@ from filelock import FileLock, Timeout
 
 from ktse_dist.config import Config, to_yaml, validate
 from ktse_dist.errors import UserError, run_main
-from ktse_dist.reporting import search_page
 from ktse_dist.run_folder import RunFolder, run_folder, write_text
 from ktse_dist.search import Search, Trial, best_first, load_search, rung_steps, variant
 from ktse_dist.train import check_compiler, check_kernels, make_folder, resolved
@@ -106,6 +105,8 @@ def search_or_read(folder: RunFolder, config: Config, search: Search, first: int
 
 def finish(folder: RunFolder, config: Config, search: Search, rungs: list[int], trials: list[Trial]) -> None:
     """Table, page and best.yaml; only the best trial keeps its weights. UserError if no trial came to its end."""
+    from ktse_dist.reporting import search_page  # needs optuna, which main has looked for
+
     best = trials[0]
     if len(best.scores) < len(rungs):
         raise UserError(f"no trial came to its end; {best.label}: {best.failed}; the same command tries again")

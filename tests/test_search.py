@@ -54,6 +54,7 @@ def test_an_override_narrows_one_end_of_a_range():
         ("search.space.method.erasing.threshold.low=0.9", "search.space.method.erasing.threshold.low is 0.9, high is"),
         ("search.space.method.pseudo_label.low.high=0.6", "method.pseudo_label.low is 0.6; allowed is less than high"),
         ("search.space.method.mga={low: -1, high: 1}", "method.mga: found -1.0; input should be greater"),
+        ("search.space.method.transfer.pairs={low: 1, high: 4}", "search.space: 'method.transfer.pairs' is 4, no dec"),
         ("search.arms.x={method.sie: 0}", "search.space, search.arms: both given; give one"),
         ("search=none", "search: no such section"),
     ],
@@ -118,7 +119,8 @@ def test_importance_finds_the_key_that_decides_the_score():
     points = [{"decides": 10 ** draw.uniform(-3, 0), "idle": draw.uniform(0, 1)} for _ in range(40)]
     shares = importance(space, [(values, np.log(values["decides"])) for values in points])
     assert list(shares) == ["decides", "idle"] and shares["decides"] > 0.7
-    assert importance(space, [(values, 1.0) for values in points[: FEWEST - 1]]) == {}
+    assert importance(space, [(values, float(n)) for n, values in enumerate(points[: FEWEST - 1])]) == {}
+    assert importance(space, [(values, 1.0) for values in points]) == {}  # no quarter is the best one
 
 
 def test_the_best_trials_config_is_one_that_train_reads_back(tmp_path):

@@ -6,6 +6,7 @@ ours, so a trial that was interrupted goes on from its last checkpoint.
 
 import logging
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ EXPERIMENT = "search"  # Tune's folder under <search>/ray
 ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "2",  # seconds between Tune's notes of its state: what a killed driver may forget
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a trial has metrics.jsonl and TensorBoard files of its own
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would note the running trials as ended; without it Ctrl-C is another kill
     "RAY_AIR_NEW_OUTPUT": "0",  # verbose=0 silences only the old output
 }
 DRIVER = {"memory": 1}  # bytes: a trial itself only waits, its workers take the cores, and an empty request is refused
@@ -73,9 +75,6 @@ def search_with_ray(plan: Plan) -> list[Trial]:
     try:
         train_phase1(plan)
         results = tuner_of(plan, concurrent(plan)).fit()
-        unfinished = [trial for trial in results._experiment_analysis.trials if not trial.is_finished()]
-        if unfinished:
-            raise KeyboardInterrupt  # Tune's own handler of Ctrl-C ends the loop and says nothing
         return [trial_of(plan, result) for result in results]
     finally:
         ray.shutdown()
@@ -91,6 +90,8 @@ def train_phase1(plan: Plan) -> None:
         raise user_error(error) or error from error
     except SystemExit:
         raise KeyboardInterrupt from None  # how Ray Train's own handler of Ctrl-C ends
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # that handler stays, and swallows later ones
 
 
 def trainer(plan: Plan, job: Job, name: str, callbacks: list[TuneReportCallback]) -> TorchTrainer:
@@ -123,7 +124,7 @@ def work(arguments: dict[str, Any]) -> None:
     if not arguments["rungs"]:
         train_to(job, 0, arguments["first"], context)
         return
-    for name in ("ktse", "ray.train"):  # the lines of all trials at once tell nobody anything; metrics.jsonl has them
+    for name in ("ktse", None):  # the lines of all trials at once tell nobody anything; metrics.jsonl has them
         logging.getLogger(name).setLevel(logging.WARNING)
     run_trial(job, arguments["first"], arguments["rungs"], context)
 
@@ -240,17 +241,19 @@ class Lines(tune.Callback):
         self.rungs = rungs
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        if not result.get("failed"):
-            about = f"{result[METRIC]:.2f} at {result['rung']} of {self.rungs}"
-            log.info("trial %s: %s, %s", trial.trial_id, about, label(trial.config))
+        found = result.get("failed") or f"{result[METRIC]:.2f} at {result['rung']} of {self.rungs}"
+        log.info("trial %s: %s, %s", trial.trial_id, found, label(trial.config))
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         log.info("trial %s broke off for good: %s", trial.trial_id, trial.error_file)
 
 
 def label(sample: dict[str, Any]) -> str:
-    """A trial's arm, or its values in short."""
-    return sample.get(ARM) or " ".join(f"{key}={value:.4g}" for key, value in sample.items())
+    """A trial's arm, or its values, by the last parts of their keys where these differ."""
+    short = {key: key.rpartition(".")[2] for key in sample}
+    if len(set(short.values())) < len(short):
+        short = {key: key for key in sample}
+    return sample.get(ARM) or " ".join(f"{short[key]}={value:.4g}" for key, value in sample.items())
 
 
 def trial_of(plan: Plan, result: tune.Result) -> Trial:

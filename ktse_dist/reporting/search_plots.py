@@ -18,9 +18,9 @@ QUANTILE = 0.25
 def importance(space: Mapping[str, Range], points: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, float]:
     """key -> share of its importance, 1 in all, for reaching the best quarter of the scores (PED-ANOVA).
 
-    points: (values, score). Empty for fewer than FEWEST of them, and where no key told the quarters apart.
+    points: (values, score). Empty for fewer than FEWEST of them, and where all scores are the same.
     """
-    if len(points) < FEWEST:
+    if len(points) < FEWEST or len({score for _, score in points}) == 1:
         return {}
     distributions = {
         key: optuna.distributions.FloatDistribution(bounds.low, bounds.high, log=bounds.log)

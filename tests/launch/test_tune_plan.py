@@ -8,7 +8,7 @@ import ray
 from ray.tune.schedulers import TrialScheduler
 
 from ktse_dist.errors import UserError
-from ktse_dist.launch.ray_tune import Halving, Plan, concurrent
+from ktse_dist.launch.ray_tune import Halving, Plan, concurrent, label
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.search import load_search
 
@@ -59,3 +59,10 @@ def test_a_trial_that_goes_on_is_not_given_up_for_a_score_that_it_says_again():
     scheduler = halving([30.0, 31.0], [29.0], [28.0])
     again = SimpleNamespace(trial_id=2)
     assert scheduler.on_trial_result(None, again, {"rung": 1, "score": 28.0}) == TrialScheduler.CONTINUE
+
+
+def test_a_trial_is_called_by_the_last_parts_of_its_keys_unless_two_are_the_same():
+    assert label({"method.erasing.threshold": 0.5, "optimiser.phase2.lr": 0.00123456}) == "threshold=0.5 lr=0.001235"
+    same = {"method.erasing.margin": 0.1, "method.transfer.margin": 0.2}
+    assert label(same) == "method.erasing.margin=0.1 method.transfer.margin=0.2"
+    assert label({"arm": "+SIE"}) == "+SIE"
