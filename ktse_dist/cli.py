@@ -9,6 +9,7 @@ VERBS = {
     "pack": "ktse_dist.data.pack.__main__",
     "inspect": "ktse_dist.data.inspect",
     "train": "ktse_dist.train",
+    "tune": "ktse_dist.tune",
     "masks": "ktse_dist.masks",
     "evaluate": "ktse_dist.evaluate",
     "report": "ktse_dist.report",

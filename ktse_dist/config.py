@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
@@ -297,7 +297,16 @@ class Config(Model):
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """The resolved config of a YAML file (None: the built-in demo) and `a.b=c` overrides. Raises UserError."""
-    given = merge(read_yaml(built_in(path) if path else DEMO), *(parse_override(o) for o in overrides))
+    return over_preset(merge(read_given(path), *(parse_override(o) for o in overrides)))
+
+
+def read_given(path: Path | None) -> dict[str, Any]:
+    """What a YAML file or a built-in config gives (None: the demo), before anything is checked."""
+    return read_yaml(built_in(path) if path else DEMO)
+
+
+def over_preset(given: dict[str, Any]) -> Config:
+    """The config of these keys over the preset that they name."""
     method = given.get("method")
     preset = method.get("preset", "corrected") if isinstance(method, dict) else "corrected"
     known = preset if isinstance(preset, str) and preset in PRESETS else "corrected"  # validation names a wrong one
@@ -319,21 +328,23 @@ def validate(given: dict[str, Any]) -> Config:
         raise UserError(explain(error.errors()[0])) from None
 
 
-def explain(problem: dict[str, Any]) -> str:
-    """Pydantic's first complaint as one line: key, what was found, what is allowed."""
+def explain(problem: Any, root: type[Model] = Config) -> str:
+    """Pydantic's first complaint about a `root` as one line: key, what was found, what is allowed."""
     path = [str(part) for part in problem["loc"]]
     key = ".".join(path) or "config"
+    if problem["type"] == "extra_forbidden" and path == ["search"]:
+        return "search: is for ktse tune --config FILE; leave it out to train one run"
     if problem["type"] == "extra_forbidden":
-        return f"{key}: no such key. {nearest(path)}"
+        return f"{key}: no such key. {nearest(path, root)}"
     if problem["type"] == "value_error":
         return ".".join([*path, problem["msg"].removeprefix("Value error, ")])  # our messages begin with the key
     return f"{key}: found {problem['input']!r}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
-def nearest(path: Sequence[str]) -> str:
-    model: Any = Config
+def nearest(path: Sequence[str], root: type[Model]) -> str:
+    model: Any = root
     for part in path[:-1]:
-        model = model.model_fields[part].annotation
+        model = get_args(model)[1] if get_origin(model) is dict else model.model_fields[part].annotation
     known = [field.alias or name for name, field in model.model_fields.items()]
     close = difflib.get_close_matches(path[-1], known, n=1)
     return f"Did you mean '{'.'.join([*path[:-1], close[0]])}'?" if close else f"Allowed here: {', '.join(known)}"

@@ -60,14 +60,14 @@ def render(about: Material) -> str:
     )
 
 
-def template() -> Template:
-    """page.html, escaping all that it is given; a name that it is not given is an error."""
+def template(name: str = "page.html") -> Template:
+    """A page, escaping all that it is given; a name that it is not given is an error."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["number"] = number
-    return environment.get_template("page.html")
+    return environment.get_template(name)
 
 
 def number(value: float | None, digits: int = 1) -> str:
