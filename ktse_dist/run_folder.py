@@ -51,6 +51,11 @@ class RunFolder:
         return self.path / "model.md"
 
     @property
+    def attribution(self) -> Path:
+        """A copy of the data set's, if it has one: it belongs to the weights as well."""
+        return self.path / "ATTRIBUTION.md"
+
+    @property
     def masks(self) -> Path:
         return self.path / "masks"
 

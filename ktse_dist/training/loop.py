@@ -19,13 +19,14 @@ from ktse_dist.errors import UserError
 from ktse_dist.method.batch import Batch
 from ktse_dist.method.ktse import KTSE
 from ktse_dist.models.recompute import recompute_blocks
-from ktse_dist.models.weights import save_model
 from ktse_dist.training import checkpoint
 from ktse_dist.training.context import RunContext
 from ktse_dist.training.engine import Engine, build_engine
 from ktse_dist.training.engine.host_copies import HostCopies
+from ktse_dist.training.export import export
 from ktse_dist.training.job import Job, mirror_of, prepare
 from ktse_dist.training.metrics import Means, MetricsLog, Progress
+from ktse_dist.training.mirror import published
 from ktse_dist.training.optim import parameter_groups
 from ktse_dist.training.schedule import Schedule
 from ktse_dist.training.setup import uses_gpu
@@ -213,4 +214,5 @@ class Trainer:
         folder = self.job.folder
         seconds, pictures = progress.spent
         folder.update_summary(images_per_second=round(pictures / seconds, 2), seconds={"train": round(seconds, 1)})
-        save_model(folder.model, weights, self.config.model, self.index.classes)
+        export(folder, weights, self.config, self.index)
+        self.writer.publish(folder.metrics_file, *published(folder))

@@ -33,10 +33,8 @@ class Mirror:
         folder.path.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.path / ".bring.lock"):
             there = self.files.names()
-            for file in (folder.config_file, folder.metrics_file, folder.summary_file, folder.card):
+            for file in (folder.config_file, folder.metrics_file, *published(folder)):
                 self._bring_file(file, there)
-            if not is_the_model_of(folder):
-                self._bring_file(folder.model, there)
             whole = checkpoint.whole(self.checkpoints.names())
             wanted = checkpoint.steps(whole)[-1:] + [name for name in (folder.phase1.name,) if phase1 and name in whole]
             for local in folder.checkpoints.glob("*"):
@@ -46,10 +44,10 @@ class Mirror:
                 bring_checkpoint(self.checkpoints, name, folder.checkpoints)
 
     def _bring_file(self, file: Path, there: set[str]) -> None:
-        if file.name in there:
-            self.files.get(file.name, file)
-        else:
+        if file.name not in there:
             file.unlink(missing_ok=True)
+        elif file != self.folder.model or not is_the_model_of(self.folder):  # hundreds of megabytes
+            self.files.get(file.name, file)
 
     def send(self, *files: Path) -> None:
         """Those of the run folder's files that exist."""
@@ -72,6 +70,11 @@ class Mirror:
         for path in (f"{name}/{file}" for file in reversed(checkpoint.FILES)):
             if path in there:
                 self.checkpoints.delete(path)
+
+
+def published(folder: RunFolder) -> tuple[Path, ...]:
+    """What a finished run consists of; the model comes last, since it shows that the run is finished."""
+    return folder.summary_file, folder.card, folder.attribution, folder.model
 
 
 def is_the_model_of(folder: RunFolder) -> bool:
