@@ -97,6 +97,7 @@ class Trainer:
         self.job, self.config, self.context = job, job.config, context
         self.index, self.schedule, self.engine = index, schedule, engine
         self.device = device_of(job.config)
+        engine.state(self.copies)  # new memory comes slowly, so now and not within the first checkpoint's step
 
     def train(self, first: int, seconds: float, pictures: int) -> None:
         """From step `first` on; seconds, pictures: what the run spent and saw before it was stopped."""

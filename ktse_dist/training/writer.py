@@ -47,6 +47,10 @@ class Writer:
         if writing:
             writing.result()
 
+    @property
+    def busy(self) -> bool:
+        return self._writing is not None and not self._writing.done()
+
     def publish(self, *files: Path) -> None:
         """Send files of the run's folder to its address, if it has one, in their order. UserError if that fails."""
         if self._mirror:
