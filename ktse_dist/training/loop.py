@@ -1,5 +1,6 @@
 """One training run on one rank, from its last checkpoint to its end. Nothing here knows Ray."""
 
+import errno
 import logging
 import math
 from collections.abc import Iterator
@@ -34,11 +35,28 @@ from ktse_dist.training.writer import Snapshot, Writer
 
 log = logging.getLogger("ktse")
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def run(job: Job, context: RunContext) -> None:
     """Train until the last step, or until the context asks to stop; either way a checkpoint is written last."""
+    try:
+        run_on(job, context)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(
+            f"{error.filename or job.folder.path}: {error.strerror}; free some space there and run the same command "
+            "again, which goes on from the last checkpoint"
+        ) from None
+
+
+def run_on(job: Job, context: RunContext) -> None:
+    """From the last checkpoint of the job, or from where it starts."""
     config = job.config
     index, schedule, saved = prepare(job)
+    if dist.is_initialized():
+        dist.barrier()  # nobody writes into a run's folder while another rank still brings it
     if job.start and not saved:
         raise UserError(f"{job.start}: not there, so nothing to fork from; run phase 1 again under a new run.name")
     first = saved.state["step"] if saved else 0

@@ -1,7 +1,9 @@
-"""An S3 server on loopback that can go away and come back with what it holds."""
+"""Storage that fails: an S3 server on loopback that goes away and comes back, a disk that is full."""
 
+import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import boto3
 import pytest
@@ -56,3 +58,21 @@ def server() -> Iterator[Bucket]:
 def bucket(server) -> Bucket:
     server.new_folder()
     return server
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Callable[[str], Path]]:
+    """`disk("45m")`: a file system of that size; called again it has another one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(size: str) -> Path:
+        options = f"size={size},remount" if place.is_mount() else f"size={size}"
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting needs root")
+        return place
+
+    yield mount
+    if place.is_mount():
+        subprocess.run(["umount", str(place)], check=True)

@@ -125,20 +125,9 @@ def driven(program: str, *arguments: object) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting needs root")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 @pytest.mark.parametrize("taken", [0, 100, 200])  # KiB beforehand: it fills up in other files
-def test_a_full_disk_ends_in_one_line_and_leaves_room_again(small_disk, taken):
+def test_a_full_disk_ends_in_one_line_and_leaves_room_again(disk, taken):
+    small_disk = disk("256k")
     folder = RunFolder(small_disk / "run")
     with Writer(folder, 2, None) as writer:
         writer.begin(["step-00000001"], snapshot(1))
