@@ -23,15 +23,12 @@ class Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Run(Model):
-    """Where a run leaves its files: <root>/<name>/."""
-
-    root: Path | None = None  # None: $KTSE_RUNS, else ./runs
-    name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    seed: int = Field(5137, ge=0, lt=2**31)  # the published run's seed
-
-
 REMOTE = re.compile(r"(s3|gs|https?)://(?!.*::)[^\s?#@]+")  # no password, no query that may hold a token
+
+WRITABLE = re.compile(r"(s3|gs)://(?!.*::)[^\s?#@]+")
+ROOT_ALLOWED = (
+    "allowed are a folder, and s3:// and gs:// addresses without password, '?', '#' and '::'; give one of these"
+)
 
 
 def place(value: Any) -> Path | str | None:
@@ -39,6 +36,22 @@ def place(value: Any) -> Path | str | None:
     if not isinstance(value, str | Path | None):
         raise PydanticCustomError("place", "a folder or an address is allowed")
     return Path(value) if isinstance(value, str) and not re.search(r"::|^\w+://", value) else value
+
+
+class Run(Model):
+    """Where a run leaves its files: <root>/<name>/."""
+
+    # a folder, or an s3:// or gs:// address for machines without a shared disk; None: $KTSE_RUNS, else ./runs
+    root: Annotated[Path | str | None, PlainValidator(place)] = None
+    name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    seed: int = Field(5137, ge=0, lt=2**31)  # the published run's seed
+    deadline: float = Field(600, gt=0, le=86_400)  # seconds that the storage at an address may be away
+
+    @model_validator(mode="after")
+    def _address(self) -> "Run":
+        if isinstance(self.root, str) and not WRITABLE.fullmatch(self.root):
+            raise ValueError(f"root is '{self.root}'; {ROOT_ALLOWED}")
+        return self
 
 
 class Cache(Model):

@@ -1,9 +1,6 @@
 """`python -m ktse_dist.evaluate --run RUN`: the score of seeds and masks, into summary.json."""
 
 import argparse
-import contextlib
-import importlib.metadata
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -11,9 +8,9 @@ from typing import Any
 from ktse_dist.errors import run_main
 from ktse_dist.evaluation.score import score
 from ktse_dist.masks import splits
+from ktse_dist.provenance import git_revision, versions
+from ktse_dist.reporting.model_card import write_card
 from ktse_dist.run_folder import RunFolder
-
-PACKAGES = ("ktse_dist", "torch", "ray", "deepspeed", "webdataset", "opencv-python-headless", "pydensecrf2")
 
 
 def main(arguments: list[str]) -> None:
@@ -26,9 +23,13 @@ def main(arguments: list[str]) -> None:
 def evaluate(folder: RunFolder) -> dict[str, Any]:
     """Score the run anew and return its summary. UserError names the stage that is still to run."""
     start = time.perf_counter()
-    fields = score(folder, *splits(folder.read_config()))
+    config = folder.read_config()
+    train, val = splits(config)
+    fields = score(folder, train, val)
     seconds = {"evaluate": round(time.perf_counter() - start, 1)}
-    return folder.update_summary(**fields, versions=versions(), git=git_revision(), seconds=seconds)
+    summary = folder.update_summary(**fields, versions=versions(), git=git_revision(), seconds=seconds)
+    write_card(folder, config, train)  # now with its score
+    return summary
 
 
 def evaluated(folder: RunFolder) -> dict[str, Any]:
@@ -57,25 +58,6 @@ def lines(summary: dict[str, Any]) -> str:
     ]
     tags = f"tag mAP {summary['tag_map']} on val, {summary['phase1_tag_map']} at the end of phase 1"
     return "\n".join([*rows, f"training        {summary['images_per_second']} images/s; {tags}"])
-
-
-def versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def git_revision() -> str | None:
-    """The revision of this source tree; None for an installed package."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except FileNotFoundError:
-        return None
-    return found.stdout.strip() or None
 
 
 if __name__ == "__main__":

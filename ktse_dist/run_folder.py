@@ -1,12 +1,13 @@
 """Where a run's files lie: <run.root>/<run.name>/."""
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ktse_dist.config import Config, load_config, to_yaml
+from ktse_dist.config import ROOT_ALLOWED, WRITABLE, Config, load_config, to_yaml
 from ktse_dist.errors import UserError
 
 JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the entry point of a submitted job
@@ -17,6 +18,7 @@ class RunFolder:
     """The paths of one run, whether or not they exist yet."""
 
     path: Path
+    address: str | None = None  # where the files go from `path`, if run.root is an address (training/mirror.py)
 
     @property
     def config_file(self) -> Path:
@@ -44,6 +46,16 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def card(self) -> Path:
+        """What model.safetensors is, for those who get it from somebody."""
+        return self.path / "model.md"
+
+    @property
+    def attribution(self) -> Path:
+        """A copy of the data set's, if it has one: it belongs to the weights as well."""
+        return self.path / "ATTRIBUTION.md"
+
+    @property
     def masks(self) -> Path:
         return self.path / "masks"
 
@@ -62,7 +74,7 @@ class RunFolder:
     @property
     def baseline(self) -> "RunFolder":
         """The classification-only run forked from the end of phase 1."""
-        return RunFolder(self.path / "baseline")
+        return RunFolder(self.path / "baseline", self.address and f"{self.address}/baseline")
 
     def write_config(self, config: Config) -> None:
         write_text(self.config_file, to_yaml(config))
@@ -93,9 +105,26 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def run_address(config: Config) -> str | None:
+    """run.root, else $KTSE_RUNS, where that is an address."""
+    root = config.run.root or os.environ.get("KTSE_RUNS") or ""
+    if not isinstance(root, str) or "://" not in root:
+        return None
+    if not WRITABLE.fullmatch(root):
+        raise UserError(f"KTSE_RUNS is '{root}'; {ROOT_ALLOWED}")
+    return root.rstrip("/")
+
+
 def run_root(config: Config) -> Path:
-    """run.root, else $KTSE_RUNS, else ./runs; absolute. Inside a submitted job a relative root is refused."""
-    root = (config.run.root or Path(os.environ.get("KTSE_RUNS") or "runs")).expanduser()
+    """run.root, else $KTSE_RUNS, else ./runs; absolute. Inside a submitted job a relative root is refused.
+
+    Of an address this machine's working folder, in the cache of the user: what is there can be had again.
+    """
+    address = run_address(config)
+    if address:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cache.absolute() / "ktse_runs" / hashlib.sha256(address.encode()).hexdigest()[:16]
+    root = Path(config.run.root or os.environ.get("KTSE_RUNS") or "runs").expanduser()
     if not root.is_absolute() and JOB_MARK in os.environ:
         raise UserError(
             f"run.root: found '{root}' inside a submitted job, whose folder goes away with the job; "
@@ -105,7 +134,8 @@ def run_root(config: Config) -> Path:
 
 
 def run_folder(config: Config) -> RunFolder:
-    return RunFolder(run_root(config) / config.run.name)
+    address = run_address(config)
+    return RunFolder(run_root(config) / config.run.name, address and f"{address}/{config.run.name}")
 
 
 def dataset_path(config: Config) -> Path | str:

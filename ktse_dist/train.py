@@ -12,10 +12,10 @@ from ktse_dist import models
 from ktse_dist.config import Config, load_config, merge, to_yaml, validate
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.errors import UserError, run_main
-from ktse_dist.run_folder import RunFolder, dataset_path, run_folder, run_root
+from ktse_dist.run_folder import RunFolder, dataset_path, run_address, run_folder, run_root
 from ktse_dist.training.context import LocalContext
 from ktse_dist.training.dry_run import describe
-from ktse_dist.training.job import Job, prepare
+from ktse_dist.training.job import Job, mirror_of, prepare
 from ktse_dist.training.loop import run
 from ktse_dist.training.setup import fast_precision, prepare_process, start_logging, uses_gpu
 
@@ -49,12 +49,13 @@ def main(arguments: list[str]) -> None:
         print(f"model.weights: {models.starting_point(config.model, index.classes)}")
     make_folder(folder)
     train(planned)
+    bring_results(planned)
     if not all(job.folder.model.exists() for job in planned):
         print(f"stopped: {folder.path}; the same command goes on where it stopped")
         raise SystemExit(STOPPED)
     if config.train.baseline and folder.baseline.model.exists():
         folder.update_summary(seconds={"baseline": folder.baseline.read_summary()["seconds"]["train"]})
-    print(f"trained: {folder.path}\nnext: ktse masks --run {folder.path}")
+    print(f"trained: {folder.address or folder.path}\nnext: ktse masks --run {folder.path}")
 
 
 def resolved(config: Config) -> Config:
@@ -63,7 +64,7 @@ def resolved(config: Config) -> Config:
     path = dataset_path(config)
     if config.data.path is None:
         pack_stickers(path)
-    found = {"run": {"root": run_root(config)}, "data": {"path": path}}
+    found = {"run": {"root": run_address(config) or run_root(config)}, "data": {"path": path}}
     if isinstance(config.model.weights, Path):
         found["model"] = {"weights": config.model.weights.expanduser().absolute()}
     if config.train.precision == "auto":
@@ -114,7 +115,14 @@ def jobs(config: Config, folder: RunFolder) -> list[Job]:
     plain = config.model_dump(by_alias=True)
     plain["method"] |= {"sie": 0.0, "ssr": 0.0, "mga": 0.0}
     baseline = validate(plain)
-    return [Job(config, folder), Job(baseline, folder.baseline, start=folder.phase1)]
+    start = f"{folder.address}/checkpoints/{folder.phase1.name}" if folder.address else folder.phase1
+    return [Job(config, folder), Job(baseline, folder.baseline, start)]
+
+
+def bring_results(planned: list[Job]) -> None:
+    """What the next commands read, from the address of a run where another machine may have trained it."""
+    for mirror in filter(None, map(mirror_of, planned)):
+        mirror.bring(phase1=True)
 
 
 def train(planned: list[Job]) -> None:

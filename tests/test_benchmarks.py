@@ -140,3 +140,29 @@ def test_timing_the_parts_changes_no_gradient_and_leaves_nothing_behind(script):
         seen = dict(clock.spent)
         step.result()
         assert seen == clock.spent
+
+
+CHECKPOINT = ["--quick", "--backbone", "efficientnet_lite0", "--size", "64"]
+
+
+def test_what_a_checkpoint_costs_is_told_and_held_against_the_target(script, capsys):
+    script("checkpoint").main(CHECKPOINT)
+    _, last = printed(capsys)
+    assert {"held_up_s", "longest_held_up_s", "write_s", "step_beside_x", "in_the_step_s"} <= last["figures"].keys()
+    assert last["holds"] is (last["figures"]["longest_held_up_s"] <= 1)
+
+
+def test_a_checkpoint_of_weights_that_training_went_on_to_change_gives_no_figure(script, capsys, monkeypatch):
+    checkpoint = script("checkpoint")
+    monkeypatch.setattr(checkpoint.HostCopies, "__call__", lambda self, name, tensor: tensor.detach())
+    begin = checkpoint.Writer.begin
+    monkeypatch.setattr(checkpoint.Writer, "begin", lambda *arguments: (trial_step(), begin(*arguments)))
+    trials, init = [], checkpoint.Trial.__init__
+    monkeypatch.setattr(checkpoint.Trial, "__init__", lambda self, *a: (trials.append(self), init(self, *a))[1])
+
+    def trial_step():
+        trials[0].step()
+
+    with pytest.raises(AssertionError):
+        checkpoint.main(CHECKPOINT)
+    assert "figures" not in capsys.readouterr().out

@@ -53,6 +53,14 @@ def test_the_summary_has_every_field_and_a_true_total(small_run):
     assert summary["seconds"]["total"] == pytest.approx(sum(parts), abs=0.2)
 
 
+def test_the_model_card_tells_data_config_score_and_revision_and_no_path(small_run):
+    card, summary = small_run.card.read_text(), small_run.read_summary()
+    for known in (summary["seed_miou"], summary["index_sha256"]["train"], summary["git"], summary["model_sha256"]):
+        assert str(known) in card
+    assert '"aeroplane"' in card and "threshold: 0.6" in card and "ATTRIBUTION.md" in card
+    assert small_run.attribution.is_file() and str(small_run.path.parent) not in card
+
+
 def test_both_forks_saw_the_same_pictures(small_run):
     last = [json.loads(f.metrics_file.read_text().splitlines()[-1]) for f in (small_run, small_run.baseline)]
     assert last[0]["step"] == last[1]["step"]

@@ -1,4 +1,4 @@
-"""Bytes of files at an address, by ranges: each bounded in length and time, and tried again up to a deadline.
+"""Bytes of files at an address: each request bounded in length and time, and tried again up to a deadline.
 
 Credentials, endpoints and proxies come from the environment, as fsspec and its packages read them: no key of a config
 holds them.
@@ -8,7 +8,7 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ SILENCE = 30.0  # seconds without a byte until a request is given up and made ag
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds between two attempts
 FINAL = (FileNotFoundError, PermissionError, ValueError)  # ValueError: wrong addresses, refused answers
 PASSING = (408, 425, 429)  # the only statuses below 500 after which another attempt may help
+PART, PARTS_AT_ONCE = 16 << 20, 2  # bytes of a large file that travel as one part, and how many do at a time
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 
 
@@ -42,24 +43,33 @@ class Remote:
 
         waiting_since: a time.monotonic() from which the deadline counts, if that was before this call.
         """
-        since, address = waiting_since or time.monotonic(), f"{self.url}/{name}"
+        address = f"{self.url}/{name}"
         files = file_system(self.url.partition("://")[0], self.deadline)
-        for number, wait in enumerate(waits()):
-            try:
-                return files.cat_file(address, start=start, end=end, timeout=self.deadline)
-            except Exception as error:  # every protocol has its own kinds
-                if is_final(error):
-                    kind = NotThere if is_absent(error) else UserError
-                    raise kind(f"{address}: {reason(error)}; see to the address and its access rights") from None
-                if time.monotonic() + wait > since + self.deadline:
-                    raise UserError(
-                        f"{address}: no answer for {self.deadline:g} s ({reason(error)}); see to the server and "
-                        "run the same command again, or raise data.cache.deadline"
-                    ) from None
-                if number == 0:
-                    log.warning(f"{address}: {reason(error)}; trying for {self.deadline:g} s")
-            time.sleep(wait)
-        raise AssertionError("waits() has no end")
+        call = functools.partial(files.cat_file, address, start=start, end=end, timeout=self.deadline)
+        return persist(call, address, self.deadline, "data.cache.deadline", waiting_since)
+
+
+def persist(
+    call: Callable[[], Any], address: str, deadline: float, key: str, waiting_since: float | None = None
+) -> Any:
+    """What `call` gives, tried for `deadline` seconds; UserError, naming the `key` of the deadline, where it fails."""
+    since = waiting_since or time.monotonic()
+    for number, wait in enumerate(waits()):
+        try:
+            return call()
+        except Exception as error:  # every protocol has its own kinds
+            if is_final(error):
+                kind = NotThere if is_absent(error) else UserError
+                raise kind(f"{address}: {reason(error)}; see to the address and its access rights") from None
+            if time.monotonic() + wait > since + deadline:
+                raise UserError(
+                    f"{address}: no answer for {deadline:g} s ({reason(error)}); see to the server and "
+                    f"run the same command again, or raise {key}"
+                ) from None
+            if number == 0:
+                log.warning(f"{address}: {reason(error)}; trying for {deadline:g} s")
+        time.sleep(wait)
+    raise AssertionError("waits() has no end")
 
 
 def waits() -> Iterator[float]:
@@ -97,7 +107,9 @@ def file_system(scheme: str, deadline: float) -> Any:
 
         if scheme == "s3":
             timeouts = {"connect_timeout": silence, "read_timeout": silence, "retries": {"max_attempts": 1}}
-            return fsspec.filesystem("s3", config_kwargs=timeouts)
+            return fsspec.filesystem(
+                "s3", config_kwargs=timeouts, default_block_size=PART, max_concurrency=PARTS_AT_ONCE
+            )
         if scheme == "gs":
             return fsspec.filesystem("gs")
         from ktse_dist.data.http_session import session
@@ -106,6 +118,6 @@ def file_system(scheme: str, deadline: float) -> Any:
     except ImportError as error:
         extra = "gs" if scheme == "gs" else "remote"
         raise UserError(
-            f"data.path: {scheme}:// needs {PACKAGES[scheme]}, not installed here ({error}); "
+            f"{scheme}:// needs {PACKAGES[scheme]}, not installed here ({error}); "
             f"pip install 'ktse_dist[{extra}]'"
         ) from None

@@ -65,10 +65,16 @@ def save_model(
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file with the permissions of any new file: save_file alone makes one for its owner only."""
+    """A safetensors file with the permissions of any new file: save_file alone makes one for its owner only.
+
+    OSError for a full disk and the like. Other threads run meanwhile.
+    """
     path.touch()
     mode = path.stat().st_mode
-    save_file(tensors, path, metadata)
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from None
     path.chmod(mode)
 
 

@@ -12,12 +12,15 @@ from ktse_dist.errors import UserError
 from ktse_dist.run_folder import RunFolder, dataset_path
 from ktse_dist.training import checkpoint
 from ktse_dist.training.checkpoint import Checkpoint
+from ktse_dist.training.mirror import Mirror, bring_fork
 from ktse_dist.training.schedule import Schedule
+from ktse_dist.training.storage import Storage
 
 # Sections and keys that may differ when a run goes on: they change where and how it is computed, not what.
 FREE = {
     "run.root",
     "run.name",
+    "run.deadline",
     "engine",
     "ray",
     "kernels",
@@ -37,15 +40,28 @@ TAGS_AT_ONCE = 4096  # pictures
 
 @dataclass(frozen=True)
 class Job:
-    """A run to train into `folder`; without a checkpoint of its own it starts from `start`, or from scratch."""
+    """A run to train into `folder`; without a checkpoint of its own it starts from `start`, or from scratch.
+
+    start: a checkpoint's path, or its address.
+    """
 
     config: Config
     folder: RunFolder
-    start: Path | None = None
+    start: Path | str | None = None
+
+
+def mirror_of(job: Job) -> Mirror | None:
+    return Mirror(job.folder, job.config.run.deadline) if job.folder.address else None
 
 
 def prepare(job: Job) -> tuple[Index, Schedule, Checkpoint | None]:
-    """What a run starts from, checked: UserError for everything the user can mend, before any worker starts."""
+    """What a run starts from, checked: UserError for everything the user can mend, before any worker starts.
+
+    The working folder of a run at an address agrees with it afterwards.
+    """
+    mirror = mirror_of(job)
+    if mirror:
+        mirror.bring()
     place = locate(dataset_path(job.config), job.config.data)
     index, val = (Index.open(place, split) for split in SPLITS)
     for split in (index, val):  # val is looked at after hours of training: better to hear of it now
@@ -58,12 +74,20 @@ def prepare(job: Job) -> tuple[Index, Schedule, Checkpoint | None]:
         saved = checkpoint.load(own)
         check_same_data(saved, index, own)
         check_same_run(saved, job.config, own)
-    elif job.start and job.start.exists():
-        saved = checkpoint.load(job.start)  # a fork: another method on the same pictures
-        check_same_data(saved, index, job.start)
     else:
-        saved = None
+        start = local_start(job)
+        saved = checkpoint.load(start) if start else None  # a fork: another method on the same pictures
+        if saved:
+            check_same_data(saved, index, start)
     return index, schedule, saved
+
+
+def local_start(job: Job) -> Path | None:
+    """The checkpoint to fork from, on this machine; None where there is none, or none yet."""
+    if isinstance(job.start, str):
+        folder, _, name = job.start.rpartition("/")
+        return bring_fork(Storage(folder, job.config.run.deadline), name, job.folder.path / "start")
+    return job.start if job.start and job.start.exists() else None
 
 
 def check_tags_differ(index: Index) -> None:

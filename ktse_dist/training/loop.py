@@ -1,8 +1,10 @@
 """One training run on one rank, from its last checkpoint to its end. Nothing here knows Ray."""
 
+import errno
 import logging
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,23 +20,43 @@ from ktse_dist.errors import UserError
 from ktse_dist.method.batch import Batch
 from ktse_dist.method.ktse import KTSE
 from ktse_dist.models.recompute import recompute_blocks
-from ktse_dist.models.weights import save_model
 from ktse_dist.training import checkpoint
 from ktse_dist.training.context import RunContext
 from ktse_dist.training.engine import Engine, build_engine
-from ktse_dist.training.job import Job, prepare
+from ktse_dist.training.engine.host_copies import HostCopies
+from ktse_dist.training.export import export
+from ktse_dist.training.job import Job, mirror_of, prepare
 from ktse_dist.training.metrics import Means, MetricsLog, Progress
+from ktse_dist.training.mirror import published
 from ktse_dist.training.optim import parameter_groups
 from ktse_dist.training.schedule import Schedule
 from ktse_dist.training.setup import uses_gpu
+from ktse_dist.training.writer import Snapshot, Writer
 
 log = logging.getLogger("ktse")
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run(job: Job, context: RunContext) -> None:
     """Train until the last step, or until the context asks to stop; either way a checkpoint is written last."""
+    try:
+        run_on(job, context)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(
+            f"{error.filename or job.folder.path}: {error.strerror}; free some space there and run the same command "
+            "again, which goes on from the last checkpoint"
+        ) from None
+
+
+def run_on(job: Job, context: RunContext) -> None:
+    """From the last checkpoint of the job, or from where it starts."""
     config = job.config
     index, schedule, saved = prepare(job)
+    if dist.is_initialized():
+        dist.barrier()  # nobody writes into a run's folder while another rank still brings it
     if job.start and not saved:
         raise UserError(f"{job.start}: not there, so nothing to fork from; run phase 1 again under a new run.name")
     first = saved.state["step"] if saved else 0
@@ -51,7 +73,10 @@ def run(job: Job, context: RunContext) -> None:
     spent = (saved.state["seconds"], saved.state["pictures"]) if own else (0.0, 0)
     before = saved.state.get("bad_samples", 0) if own else 0
     bad = BadSamples(len(index), config.data.max_bad_fraction, before, device_of(config))
-    Trainer(job, context, index, schedule, engine, bad).train(first, *spent)
+    with Writer(job.folder, config.train.keep, mirror_of(job)) as writer:
+        Trainer(job, context, index, schedule, engine, bad, writer).train(first, *spent)
+    if dist.is_initialized():
+        dist.barrier()  # whoever looks for the latest checkpoint next finds this one
 
 
 def device_of(config: Config) -> torch.device:
@@ -76,12 +101,21 @@ class Trainer:
     """The steps of one run."""
 
     def __init__(
-        self, job: Job, context: RunContext, index: Index, schedule: Schedule, engine: Engine, bad: BadSamples
+        self,
+        job: Job,
+        context: RunContext,
+        index: Index,
+        schedule: Schedule,
+        engine: Engine,
+        bad: BadSamples,
+        writer: Writer,
     ):
-        self.bad = bad
+        self.bad, self.writer, self.copies = bad, writer, HostCopies()
+        self.written: Path | None = None
         self.job, self.config, self.context = job, job.config, context
         self.index, self.schedule, self.engine = index, schedule, engine
         self.device = device_of(job.config)
+        engine.state(self.copies)  # new memory comes slowly, so now and not within the first checkpoint's step
 
     def train(self, first: int, seconds: float, pictures: int) -> None:
         """From step `first` on; seconds, pictures: what the run spent and saw before it was stopped."""
@@ -162,21 +196,21 @@ class Trainer:
         return step in ends or step % self.config.train.checkpoint_steps == 0
 
     def _save(self, step: int, progress: Progress) -> None:
-        """Every rank gathers, rank 0 writes; the end of phase 1 is kept under its own name, since runs fork there."""
-        weights, momentum = self.engine.state()
+        """Every rank gathers, rank 0's writer goes on from there; the end of phase 1 has its own name for forks."""
+        self.writer.wait()  # it still reads the copies
+        weights, momentum = self.engine.state(self.copies)
         bad = self.bad.check()
-        name = f"step-{step:08}"
         if self.context.rank == 0:
             seconds, pictures = progress.spent
             state = self._state(step, bad) | {"seconds": round(seconds, 1), "pictures": pictures}
-            folder, keep = self.job.folder.checkpoints, self.config.train.keep
-            if step == self.schedule.phase1_steps < self.schedule.total_steps and not self.job.start:
-                checkpoint.save(folder, self.job.folder.phase1.name, weights, momentum, state, keep)
-            checkpoint.save(folder, name, weights, momentum, state, keep)
-        if dist.is_initialized():
-            dist.barrier()  # whoever looks for the latest checkpoint next finds this one
+            self.writer.begin(self._names(step), Snapshot(weights, momentum, state))
         metrics = {"step": step, "images_per_second": progress.images_per_second}
-        self.context.report(metrics, self.job.folder.checkpoints / name)
+        self.context.report(metrics, self.written)
+        self.written = self.job.folder.checkpoints / self._names(step)[-1]  # by the next time
+
+    def _names(self, step: int) -> list[str]:
+        forks_here = step == self.schedule.phase1_steps < self.schedule.total_steps and not self.job.start
+        return [self.job.folder.phase1.name] * forks_here + [f"step-{step:08}"]
 
     def _state(self, step: int, bad: int) -> dict[str, Any]:
         place = self.schedule.place(step) if step < self.schedule.total_steps else None
@@ -192,10 +226,12 @@ class Trainer:
 
     def _export(self, progress: Progress) -> None:
         """The finished network as one self-describing file, and how fast it was trained."""
-        weights, _ = self.engine.state()
+        self.writer.wait()
+        weights, _ = self.engine.state(self.copies)
         if self.context.rank:
             return
         folder = self.job.folder
         seconds, pictures = progress.spent
         folder.update_summary(images_per_second=round(pictures / seconds, 2), seconds={"train": round(seconds, 1)})
-        save_model(folder.model, weights, self.config.model, self.index.classes)
+        export(folder, weights, self.config, self.index)
+        self.writer.publish(folder.metrics_file, *published(folder))

@@ -75,3 +75,22 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(small, tmp_pa
     with pytest.raises(UserError, match=r"optimiser\.phase1\.lr: the loss is"):
         run(Job(wild, folder), LocalContext())
     assert not folder.checkpoints.exists() and not folder.model.exists()
+
+
+def test_a_run_goes_on_from_its_last_checkpoint_once_a_full_disk_has_room_again(small, disk):
+    folder = RunFolder(disk("45m") / "run")  # a checkpoint has 29 MB
+    often = small.model_copy(update={"train": small.train.model_copy(update={"checkpoint_steps": 1})})
+    with pytest.raises(UserError, match=r"step-00000002.*No space left on device.*goes on from step-00000001"):
+        run(Job(often, folder), LocalContext())
+    disk("200m")
+    run(Job(often, folder), LocalContext())
+    assert [path.name for path in sorted(folder.checkpoints.iterdir())] == ["step-00000001", "step-00000002"]
+    assert folder.model.is_file()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
+def test_a_disk_full_of_other_files_ends_the_run_in_one_line(small, disk):
+    place = disk("16k")
+    (place / "others").write_bytes(bytes(12 << 10))
+    with pytest.raises(UserError, match=r"No space left on device; free some space there and run the same command"):
+        run(Job(small, RunFolder(place / "run")), LocalContext())

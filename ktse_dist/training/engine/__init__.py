@@ -4,6 +4,7 @@ All train fp32 weights with torch.optim.SGD and average gradients over the ranks
 the mean is right); there is no clipping. Mixed precision is the module's own torch.autocast inside `forward`.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from ktse_dist.config import Engine as EngineConfig
 from ktse_dist.errors import UserError
+from ktse_dist.training.engine.host_copies import fresh_copy
+
+Copy = Callable[[str, Tensor], Tensor]
 
 
 class Engine(Protocol):
@@ -27,9 +31,10 @@ class Engine(Protocol):
     def update(self, loss: Tensor) -> None:
         """Backward pass from the scalar `loss`, mean of the gradients over ranks, SGD step, gradients dropped."""
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def state(self, copy: Copy = fresh_copy) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Full weights (names of `module.state_dict()`) and momentum (names of trainable parameters), on the CPU.
 
+        copy: makes a CPU tensor of a name, unique among both, and a tensor.
         Collective: every rank calls it. Rank 0 gets the tensors, the others two empty dicts. The result depends
         neither on the engine nor on the number of ranks.
         """

@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ktse_dist.training.engine import Copy
+from ktse_dist.training.engine.host_copies import fresh_copy
 from ktse_dist.training.engine.layout import Layout
 
 
@@ -35,9 +37,9 @@ class TorchEngine:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        weights = {name: _copy(tensor) for name, tensor in self.module.state_dict().items()}
-        return weights, {name: _copy(self._momentum(name)) for name in self.layout.trainable}
+    def state(self, copy: Copy = fresh_copy) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        weights = {name: copy(name, tensor) for name, tensor in self.module.state_dict().items()}
+        return weights, {name: copy(f"momentum of {name}", self._momentum(name)) for name in self.layout.trainable}
 
     def load(self, weights: dict[str, Tensor], momentum: dict[str, Tensor]) -> None:
         self.layout.check(weights, momentum)
@@ -66,9 +68,5 @@ class DdpEngine(TorchEngine):
             # BatchNorm statistics never change here, so there are no buffers to broadcast.
             self.forward = DistributedDataParallel(self.module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return super().state() if dist.get_rank() == 0 else ({}, {})
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+    def state(self, copy: Copy = fresh_copy) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return super().state(copy) if dist.get_rank() == 0 else ({}, {})

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ktse_dist.training.engine import Copy
+from ktse_dist.training.engine.host_copies import fresh_copy
 from ktse_dist.training.engine.layout import Layout
 
 MOMENTUM = "momentum_buffer"
@@ -55,14 +57,21 @@ class ZeroEngine:
         if not self.engine.was_step_applied():
             raise FloatingPointError("gradients are not finite, so DeepSpeed skipped the update")
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        weights = {name: _rank0_copy(buffer) for name, buffer in self._buffers()}
+    def state(self, copy: Copy = fresh_copy) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        first, get = dist.get_rank() == 0, self.deepspeed.utils.safe_get_full_optimizer_state
+        weights, momentum = {}, {}
+        for name, buffer in self._buffers():
+            if first:
+                weights[name] = copy(name, buffer)
         for name, parameter in self.module.named_parameters():
             with self.deepspeed.zero.GatheredParameters([parameter]):
-                weights[name] = _rank0_copy(parameter)
-        get = self.deepspeed.utils.safe_get_full_optimizer_state
-        momentum = {name: _rank0_copy(get(parameter, MOMENTUM)) for name, parameter in self.layout.trainable.items()}
-        return ({name: weights[name] for name in self.layout.shapes}, momentum) if dist.get_rank() == 0 else ({}, {})
+                if first:
+                    weights[name] = copy(name, parameter)
+        for name, parameter in self.layout.trainable.items():
+            whole = get(parameter, MOMENTUM)
+            if first:
+                momentum[name] = copy(f"momentum of {name}", whole)
+        return {name: weights[name] for name in self.layout.shapes if first}, momentum
 
     @torch.no_grad()
     def load(self, weights: dict[str, Tensor], momentum: dict[str, Tensor]) -> None:
@@ -97,10 +106,6 @@ class ZeroEngine:
         share = utils.safe_get_local_optimizer_state(parameter, MOMENTUM).numel()
         padded = nn.functional.pad(value.flatten(), (0, share * dist.get_world_size() - value.numel()))
         utils.safe_set_local_optimizer_state(parameter, padded.narrow(0, share * dist.get_rank(), share), MOMENTUM)
-
-
-def _rank0_copy(tensor: Tensor) -> Tensor | None:
-    return tensor.detach().to("cpu", copy=True) if dist.get_rank() == 0 else None
 
 
 def _is_news(record: logging.LogRecord) -> bool:
