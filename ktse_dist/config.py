@@ -38,6 +38,11 @@ def place(value: Any) -> Path | str | None:
     return Path(value) if isinstance(value, str) and not re.search(r"::|^\w+://", value) else value
 
 
+def without_secrets(address: str) -> str:
+    """An address as it may be shown: without password and query."""
+    return re.split(r"[?#]", re.sub(r"//[^/]*@", "//", address))[0]
+
+
 class Run(Model):
     """Where a run leaves its files: <root>/<name>/."""
 
@@ -50,7 +55,7 @@ class Run(Model):
     @model_validator(mode="after")
     def _address(self) -> "Run":
         if isinstance(self.root, str) and not WRITABLE.fullmatch(self.root):
-            raise ValueError(f"root is '{self.root}'; {ROOT_ALLOWED}")
+            raise ValueError(f"root is '{without_secrets(self.root)}'; {ROOT_ALLOWED}")
         return self
 
 
@@ -58,7 +63,7 @@ class Cache(Model):
     """What a node keeps of a remote data set (data.path is an address); all processes of the node share it."""
 
     folder: Path | None = None  # None: $XDG_CACHE_HOME/ktse, else ~/.cache/ktse
-    gigabytes: float = Field(50, gt=0)  # the shards used least recently make room
+    gigabytes: float = Field(50, gt=0, le=1_000_000)  # the shards used least recently make room
     deadline: float = Field(120, gt=0, le=86_400)  # seconds without an answer until the run gives up
 
 
@@ -88,8 +93,13 @@ class Data(Model):
     def _address(self) -> "Data":
         if isinstance(self.path, str) and not REMOTE.fullmatch(self.path):
             raise ValueError(
-                f"path is '{self.path}'; allowed are a folder, and s3://, gs://, http:// and https:// addresses "
-                "without password, '?', '#' and '::'; give one of these"
+                f"path is '{without_secrets(self.path)}'; allowed are a folder, and s3://, gs://, http:// and "
+                "https:// addresses without password, '?', '#' and '::'; give one of these"
+            )
+        if self.sha256 and not isinstance(self.path, str):
+            raise ValueError(
+                f"sha256 pins a data set at an address, and path is '{self.path}'; leave it out: "
+                "`ktse inspect --verify` checks a folder"
             )
         return self
 

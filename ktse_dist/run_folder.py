@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ktse_dist.config import ROOT_ALLOWED, WRITABLE, Config, load_config, to_yaml
+from ktse_dist.config import ROOT_ALLOWED, WRITABLE, Config, load_config, to_yaml, without_secrets
 from ktse_dist.errors import UserError
 
 JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the entry point of a submitted job
@@ -111,7 +111,7 @@ def run_address(config: Config) -> str | None:
     if not isinstance(root, str) or "://" not in root:
         return None
     if not WRITABLE.fullmatch(root):
-        raise UserError(f"KTSE_RUNS is '{root}'; {ROOT_ALLOWED}")
+        raise UserError(f"KTSE_RUNS is '{without_secrets(root)}'; {ROOT_ALLOWED}")
     return root.rstrip("/")
 
 

@@ -65,6 +65,8 @@ def resolved(config: Config) -> Config:
     if config.data.path is None:
         pack_stickers(path)
     found = {"run": {"root": run_address(config) or run_root(config)}, "data": {"path": path}}
+    if config.data.cache.folder:
+        found["data"]["cache"] = {"folder": config.data.cache.folder.expanduser().absolute()}
     if isinstance(config.model.weights, Path):
         found["model"] = {"weights": config.model.weights.expanduser().absolute()}
     if config.train.precision == "auto":

@@ -5,6 +5,7 @@ Locks are the kernel's (flock), so those of a process that died are free at once
 """
 
 import os
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,7 @@ from ktse_dist.config import Cache as Settings
 from ktse_dist.errors import UserError
 
 GIGABYTE = 10**9
+SET = re.compile(r"[0-9a-f]{64}")  # folders of ours: whatever else lies in the cache's folder is somebody's
 PART = ".part"  # of a file that is on its way; as long as the whole from the start, so that its room is taken
 POLL = 0.1  # seconds
 
@@ -96,9 +98,7 @@ class Cache:
         while time.monotonic() < last:
             with FileLock(self.folder / ".lock"):
                 if self._make_room(size, file.parent):
-                    stream = part.open("w+b")
-                    stream.truncate(size)
-                    return stream
+                    return new_part(part, size)
             time.sleep(POLL)
         raise UserError(
             f"data.cache.gigabytes: {self.limit / GIGABYTE:g}, too few for {file.name} ({size / GIGABYTE:g}) beside "
@@ -118,18 +118,31 @@ class Cache:
         return total + size <= self.limit
 
 
+def new_part(part: Path, size: int) -> BinaryIO:
+    stream = part.open("w+b")
+    try:
+        stream.truncate(size)
+    except OSError:
+        part.unlink()
+        stream.close()
+        raise
+    return stream
+
+
 def mark_used(stream: BinaryIO) -> None:
     now = time.time_ns()  # the file system's own clock has ticks of milliseconds
-    os.utime(stream.fileno(), ns=(now, now))
+    with suppress(OSError):  # another user's file, or a disk that is only read
+        os.utime(stream.fileno(), ns=(now, now))
 
 
 def used(folder: Path) -> list[tuple[int, int, Path]]:
     """(time of last use, bytes, path) of every file; others may come and go meanwhile."""
     found = []
-    for path in folder.glob("*/*"):
-        with suppress(FileNotFoundError):
-            status = path.stat()
-            found.append((status.st_mtime_ns, status.st_size, path))
+    for own in (path for path in folder.iterdir() if SET.fullmatch(path.name)):
+        for path in own.glob("[!.]*"):  # locks have dots
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_size, path))
     return found
 
 
@@ -147,4 +160,4 @@ def is_abandoned(part: Path) -> bool:
 
 
 def is_other_index(path: Path, owner: Path) -> bool:
-    return path.parent != owner and path.suffix in (".index", ".json")
+    return path.parent != owner and path.suffix in (".index", ".json", ".md")

@@ -15,7 +15,8 @@ async def session(silence: float, **options: Any) -> aiohttp.ClientSession:
         "response_class": Answer,
         "trace_configs": [redirects],
         "auto_decompress": False,  # a short answer stays short
-        "headers": {"Accept-Encoding": "identity"},
+        "headers": {**options.get("headers", {}), "Accept-Encoding": "identity"},
+        "trust_env": True,  # proxies, and the logins of ~/.netrc
     }
     return aiohttp.ClientSession(**(options | ours))
 

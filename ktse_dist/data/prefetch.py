@@ -107,8 +107,8 @@ class Prefetch:
 
 
 def room_for_shards(index: Index) -> int:
-    """Bytes that the cache has beside the indexes of this data set."""
-    return index.remote.cache.limit - sum(map(length, index.path.glob("*.[ij]*")))
+    """Bytes that the cache has beside what else it holds of this data set, the indexes above all."""
+    return index.remote.cache.limit - sum(map(length, index.path.glob("*.[ijm]*")))
 
 
 def length(file: Path) -> int:

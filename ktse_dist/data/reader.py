@@ -34,7 +34,7 @@ class Reader:
         content = self._bytes(int(record["shard"]), offset, size, crc) if inside else b""
         if not size or len(content) != size or zlib.crc32(content) != crc:
             found = "is damaged (crc32)" if size else "is missing"
-            shard = self.index.path / self.index.shards[int(record["shard"])].name
+            shard = f"{self.index.place}/{self.index.shards[int(record['shard'])].name}"
             raise BadSample(f"{self.index.key(row)}: its {member} {found} in {shard}; {MEND}")
         return content
 

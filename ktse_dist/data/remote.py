@@ -7,6 +7,7 @@ holds them.
 import functools
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,8 +20,13 @@ log = logging.getLogger("ktse")
 SILENCE = 30.0  # seconds without a byte until a request is given up and made again
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds between two attempts
 FINAL = (FileNotFoundError, PermissionError, ValueError)  # ValueError: wrong addresses, refused answers
+FINAL_NAMES = {  # of botocore and aiohttp
+    "NoCredentialsError", "ProfileNotFound", "ParamValidationError", "ClientConnectorCertificateError",
+}  # fmt: skip
 PASSING = (408, 425, 429)  # the only statuses below 500 after which another attempt may help
 PART, PARTS_AT_ONCE = 16 << 20, 2  # bytes of a large file that travel as one part, and how many do at a time
+# an address in a message: its password and query, which may hold a token, are left out
+SECRET = re.compile(r"(\w+://)(?:[^\s/@]*@)?([^\s?#'\"]*)(?:[?#][^\s'\"]*)?")
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 
 
@@ -83,7 +89,7 @@ def waits() -> Iterator[float]:
 def is_final(error: Exception) -> bool:
     status = getattr(error, "status", None)  # aiohttp's name for it
     refused = isinstance(status, int) and 300 <= status < 500 and status not in PASSING
-    return refused or isinstance(error, FINAL) or type(error).__name__ == "NoCredentialsError"  # botocore's
+    return refused or isinstance(error, FINAL) or type(error).__name__ in FINAL_NAMES
 
 
 def is_absent(error: Exception) -> bool:
@@ -95,7 +101,7 @@ def reason(error: Exception) -> str:
     """One short line."""
     if isinstance(error, FileNotFoundError):
         return "not there"
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return SECRET.sub(r"\1\2", " ".join(str(error).split()))[:200] or type(error).__name__
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from ktse_dist.config import Data
 from ktse_dist.data.cache import Cache
-from ktse_dist.data.index import HEADER, RECORD, Shard, parse_dataset
+from ktse_dist.data.index import ATTRIBUTION, HEADER, RECORD, Shard, parse_dataset
 from ktse_dist.data.remote import NotThere, Remote
 from ktse_dist.errors import UserError
 
@@ -43,7 +43,9 @@ class RemoteSet:
             raise UserError(f"{remote}/dataset.json: its sha256 is {found}, data.sha256 allows {data.sha256} alone")
         about = parse_dataset(content, f"{remote}/dataset.json")
         with cache.obtain(cache.folder / found / "dataset.json", len(content), lambda file: write(file, content)):
-            return cls(remote, cache, about, found, data.sha256 is not None)
+            opened = cls(remote, cache, about, found, data.sha256 is not None)
+        opened.text(ATTRIBUTION)  # now, since the report is made long after, perhaps without the server
+        return opened
 
     def fetch_index(self, split: str) -> None:
         """See that the index of a split is in the cache."""
@@ -53,11 +55,17 @@ class RemoteSet:
         self._obtain(f"{split}.index", limit, str(entry.get("index_sha256"))).close()
 
     def text(self, name: str) -> str | None:
-        """A small file that a data set may have, such as ATTRIBUTION.md; no hash vouches for it."""
-        try:
-            return self.remote.read(name, 0, LARGEST_TEXT).decode(errors="replace")
-        except NotThere:
-            return None
+        """A small file that a data set may have, such as ATTRIBUTION.md; no hash vouches for it. Asked for once."""
+        file = self.cache.find(self.path / name)
+        if file is None:
+            try:
+                content = self.remote.read(name, 0, LARGEST_TEXT)
+            except NotThere:
+                content = b""
+            file = self.cache.obtain(self.path / name, len(content), lambda part: write(part, content))
+        with file:
+            file.seek(0)
+            return file.read().decode(errors="replace") or None
 
     def fetch(self, shard: Shard, wait: bool = True) -> None:
         """See that a shard is in the cache, or, without `wait`, that some process fetches it."""

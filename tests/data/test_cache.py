@@ -17,6 +17,7 @@ from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError
 
 FETCH = "import pickle, sys; index = pickle.load(sys.stdin.buffer); [index.remote.fetch(s) for s in index.shards[:%d]]"
+SET, OTHER = "5" * 64, "0" * 64  # folders of two data sets
 
 
 def fetching(index: Index, shards: int) -> subprocess.Popen:
@@ -28,7 +29,7 @@ def fetching(index: Index, shards: int) -> subprocess.Popen:
 
 
 def put(cache: Cache, name: str, size: int) -> Path:
-    file = cache.folder / "set" / name
+    file = cache.folder / SET / name
     cache.obtain(file, size, lambda stream: stream.write(bytes(size))).close()
     return file
 
@@ -84,7 +85,7 @@ def test_the_cache_never_outgrows_its_bound_and_keeps_what_was_used_last(tmp_pat
         put(cache, f"{number}.tar", sizes[number])
         assert total(cache.folder) <= 1000
         recent = [number, *(n for n in recent if n != number)]
-        kept = {int(file.stem) for file in cache.folder.glob("set/*.tar")}
+        kept = {int(file.stem) for file in cache.folder.glob(f"{SET}/*.tar")}
         fitting = next((k for k in range(len(recent)) if sum(sizes[n] for n in recent[: k + 1]) > 1000), len(recent))
         assert kept >= set(recent[:fitting])
 
@@ -119,16 +120,16 @@ def test_a_part_of_a_dead_process_makes_room_and_that_of_a_living_one_does_not(t
         leave.wait()
         stream.write(bytes(600))
 
-    living = threading.Thread(target=lambda: cache.obtain(tmp_path / "set" / "living.tar", 600, slowly).close())
+    living = threading.Thread(target=lambda: cache.obtain(tmp_path / SET / "living.tar", 600, slowly).close())
     living.start()
     entered.wait()
     with pytest.raises(UserError, match=r"data\.cache\.gigabytes: .* too few for other\.tar"):
         put(cache, "other.tar", 600)
     leave.set()
     living.join()
-    (tmp_path / "set" / "living.tar").rename(tmp_path / "set" / f"dead.tar{PART}")
+    (tmp_path / SET / "living.tar").rename(tmp_path / SET / f"dead.tar{PART}")
     put(cache, "other.tar", 600)
-    assert not list(tmp_path.glob(f"set/*{PART}"))
+    assert not list(tmp_path.glob(f"{SET}/*{PART}"))
 
 
 def test_a_shard_larger_than_the_bound_is_the_users_to_mend(tmp_path):
@@ -144,10 +145,32 @@ def test_an_index_in_use_stays_when_shards_need_room(tmp_path):
     assert index.exists()
 
 
+def test_what_others_keep_beside_the_cache_neither_counts_nor_makes_room(tmp_path):
+    for name in ("train-00000.tar", "train.index", "dataset.json"):
+        (tmp_path / "voc").mkdir(exist_ok=True)
+        (tmp_path / "voc" / name).write_bytes(bytes(900))
+    cache = Cache(tmp_path, 1000, 1)
+    for number in range(3):
+        put(cache, f"{number}.tar", 600)
+    assert len(list((tmp_path / "voc").iterdir())) == 3
+    assert [file.name for file in (tmp_path / SET).glob("*.tar")] == ["2.tar"]
+
+
+def test_a_file_of_another_owner_is_read_all_the_same(tmp_path, monkeypatch):
+    def forbidden(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    cache = Cache(tmp_path, 1000, 1)
+    put(cache, "0.tar", 600)
+    monkeypatch.setattr("os.utime", forbidden)
+    with cache.find(tmp_path / SET / "0.tar") as stream:
+        assert len(stream.read()) == 600
+
+
 def test_indexes_of_other_data_sets_make_room(tmp_path):
     cache = Cache(tmp_path, 1000, 1)
     index = put(cache, "train.index", 500)
-    cache.obtain(tmp_path / "other" / "0.tar", 600, lambda stream: stream.write(bytes(600))).close()
+    cache.obtain(tmp_path / OTHER / "0.tar", 600, lambda stream: stream.write(bytes(600))).close()
     assert not index.exists()
 
 

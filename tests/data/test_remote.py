@@ -13,7 +13,7 @@ import pytest
 from ktse_dist.config import Data, load_config
 from ktse_dist.data.index import Index
 from ktse_dist.data.reader import Reader
-from ktse_dist.data.remote import Remote
+from ktse_dist.data.remote import Remote, reason
 from ktse_dist.data.remote_set import RANGED_OF_SHARD, locate
 from ktse_dist.errors import UserError
 
@@ -60,9 +60,12 @@ def test_who_made_the_pictures_is_known_of_a_remote_set_too(copy, serve, bucket,
     text = "ram: Twemoji, CC-BY-4.0"
     (copy / "ATTRIBUTION.md").write_text(text)
     assert open_remote(serve(copy).url).attribution() == text
+    assert open_remote(bucket).attribution().startswith("# Attribution")
+
+
+def test_a_remote_set_need_not_say_who_made_the_pictures(copy, serve, open_remote):
     (copy / "ATTRIBUTION.md").unlink()
     assert open_remote(serve(copy).url).attribution() is None
-    assert open_remote(bucket).attribution().startswith("# Attribution")
 
 
 def test_what_was_fetched_is_not_fetched_again(small_shards, serve, open_remote):
@@ -241,8 +244,26 @@ def test_an_s3_server_that_stays_away_is_one_clear_error(tmp_path, monkeypatch):
     ],
 )
 def test_other_addresses_are_refused_in_one_line(address):
-    with pytest.raises(UserError, match=r"^data\.path is .*; allowed are a folder, and s3://"):
+    with pytest.raises(UserError, match=r"^data\.path is .*; allowed are a folder, and s3://") as refused:
         load_config(None, [f"data.path={address}"])
+    assert "password@" not in str(refused.value) and "token" not in str(refused.value)
+
+
+def test_a_folder_with_a_pin_is_told_how_folders_are_checked():
+    with pytest.raises(UserError, match=r"^data\.sha256 pins a data set at an address.*ktse inspect --verify"):
+        load_config(None, ["data.path=set", f"data.sha256={'a' * 64}"])
+
+
+def test_what_an_error_says_of_an_address_holds_no_password_and_no_query():
+    told = reason(OSError("403, url='https://me:hunter2@host/set/a.tar?X-Signature=abc' (see s3://bucket/x#y)"))
+    assert told == "403, url='https://host/set/a.tar' (see s3://bucket/x"
+
+
+def test_who_made_the_pictures_is_known_without_the_server_too(small_shards, serve, open_remote):
+    server = serve(small_shards)
+    index = open_remote(server.url)
+    server.stop()
+    assert index.attribution() is not None
 
 
 def test_a_missing_package_is_named_with_the_command_that_brings_it(tmp_path, monkeypatch):
