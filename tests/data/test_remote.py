@@ -56,10 +56,13 @@ def test_a_shard_with_other_bytes_on_s3_is_refused_by_name(small_shards, bucket,
         index.remote.fetch(lying)
 
 
-def test_who_made_the_pictures_is_known_of_a_remote_set_too(copy, serve, bucket, open_remote):
+def test_who_made_the_pictures_is_known_of_a_remote_set_too(copy, serve, open_remote):
     text = "ram: Twemoji, CC-BY-4.0"
     (copy / "ATTRIBUTION.md").write_text(text)
     assert open_remote(serve(copy).url).attribution() == text
+
+
+def test_who_made_the_pictures_is_known_of_a_set_on_s3_too(bucket, open_remote):
     assert open_remote(bucket).attribution().startswith("# Attribution")
 
 
