@@ -5,9 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+import ray.train
+from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
 from ktse_dist.errors import UserError
+from ktse_dist.launch import ray_tune
 from ktse_dist.launch.ray_tune import Halving, Plan, concurrent, label
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.search import load_search
@@ -66,3 +69,19 @@ def test_a_trial_is_called_by_the_last_parts_of_its_keys_unless_two_are_the_same
     same = {"method.erasing.margin": 0.1, "method.transfer.margin": 0.2}
     assert label(same) == "method.erasing.margin=0.1 method.transfer.margin=0.2"
     assert label({"arm": "+SIE"}) == "+SIE"
+
+
+def test_a_trial_whose_loss_is_no_number_scores_0_and_ends_no_other(monkeypatch):
+    class Diverges:
+        def fit(self):
+            raise ray.train.TrainingFailedError
+
+    told = []
+    monkeypatch.setattr(ray_tune, "trainer", lambda *about: Diverges())
+    monkeypatch.setattr(ray_tune, "user_error", lambda error: UserError("optimiser.phase2.lr: the loss is nan"))
+    monkeypatch.setattr(ray_tune, "name_cluster", lambda: None)
+    monkeypatch.setattr(ray_tune, "TuneReportCallback", lambda: None)
+    monkeypatch.setattr(tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "a"))
+    monkeypatch.setattr(tune, "report", told.append)
+    ray_tune.trainable(plan())({"optimiser.phase2.lr": 0.02})
+    assert told == [{"rung": 2, "score": 0.0, "scores": [], "failed": "optimiser.phase2.lr: the loss is nan"}]
