@@ -220,6 +220,8 @@ class Train(Model):
     checkpoint_steps: int = Field(200, ge=1)
     keep: int = Field(2, ge=1)  # latest checkpoints kept
     log_steps: int = Field(10, ge=1)
+    grace_seconds: int = Field(30, ge=2, le=3600)  # from SIGTERM to the end; clouds give 30 s to 2 minutes
+    hang_seconds: int = Field(900, ge=5, le=86_400)  # without a step: above the first step's compiling and fetching
 
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
@@ -250,6 +252,7 @@ class Ray(Model):
     workers: int = Field(2, ge=1, le=4096)
     use_gpu: bool = False
     threads: int = Field(1, ge=1, le=256)  # CPU threads of one worker
+    max_failures: int = Field(10, ge=0, le=1000)  # new starts after lost ranks; a fault that comes back ends the run
 
 
 class Kernels(Model):

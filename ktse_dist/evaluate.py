@@ -11,6 +11,7 @@ from ktse_dist.masks import splits
 from ktse_dist.provenance import git_revision, versions
 from ktse_dist.reporting.model_card import write_card
 from ktse_dist.run_folder import RunFolder
+from ktse_dist.training.mirror import send
 
 
 def main(arguments: list[str]) -> None:
@@ -29,6 +30,7 @@ def evaluate(folder: RunFolder) -> dict[str, Any]:
     seconds = {"evaluate": round(time.perf_counter() - start, 1)}
     summary = folder.update_summary(**fields, versions=versions(), git=git_revision(), seconds=seconds)
     write_card(folder, config, train)  # now with its score
+    send(folder, config, folder.summary_file, folder.card)
     return summary
 
 

@@ -17,9 +17,9 @@ from ktse_dist.training.context import LocalContext
 from ktse_dist.training.dry_run import describe
 from ktse_dist.training.job import Job, mirror_of, prepare
 from ktse_dist.training.loop import run
-from ktse_dist.training.setup import fast_precision, prepare_process, start_logging, uses_gpu
+from ktse_dist.training.mirror import send
+from ktse_dist.training.setup import STOPPED, fast_precision, prepare_process, start_logging, uses_gpu
 
-STOPPED = 143  # exit status: what a shell reports for a process that SIGTERM ended
 DRY_RUN = (
     "check all that a start checks, print config, data, parameters, memory, steps, weights; stop. Exit status 2 for "
     "what would stop the run; weights that are not there yet are only the last line, 'not ready: ...', and status 0"
@@ -55,6 +55,7 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(STOPPED)
     if config.train.baseline and folder.baseline.model.exists():
         folder.update_summary(seconds={"baseline": folder.baseline.read_summary()["seconds"]["train"]})
+        send(folder, config, folder.summary_file)
     print(f"trained: {folder.address or folder.path}\nnext: ktse masks --run {folder.path}")
 
 

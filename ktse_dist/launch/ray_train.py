@@ -2,21 +2,24 @@
 
 import logging
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback  # what worker_failures holds; no public name
 
 from ktse_dist.config import Config
 from ktse_dist.errors import UserError
+from ktse_dist.launch.board import Pulse, Warden, make_board
 from ktse_dist.training.job import Job
 from ktse_dist.training.loop import run
-from ktse_dist.training.setup import prepare_process
+from ktse_dist.training.setup import STOPPED, prepare_process
 
 log = logging.getLogger("ktse")
 
@@ -26,6 +29,8 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 class RayContext:
     """A rank of a Ray Train worker group."""
+
+    step = 0
 
     def __init__(self) -> None:
         context = ray.train.get_context()
@@ -39,10 +44,49 @@ class RayContext:
         return False  # a stopped cluster ends the process; the last checkpoint is where it goes on
 
 
+class WatchedContext(RayContext):
+    """A rank with a pulse: its steps are watched, and the driver may ask all ranks to stop."""
+
+    def __init__(self, pulse: Pulse, config: Config) -> None:
+        super().__init__()
+        self._pulse, self.stopping = pulse, False
+        # its own group on the CPU: no step waits for the GPU to know whether to stop
+        limit = timedelta(seconds=collective_seconds(config))
+        self._group = dist.new_group(backend="gloo", timeout=limit) if self.world > 1 else None
+        self._flag, self._sending = torch.zeros(1, dtype=torch.int32), None
+
+    @property
+    def step(self) -> int:
+        return self._pulse.step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._pulse.step = step
+
+    def should_stop(self) -> bool:
+        """What the ranks said one step earlier, so that none waits for the exchange."""
+        if self._sending:
+            self._sending.wait()
+            self.stopping = bool(self._flag)
+        elif not self._group:
+            self.stopping = self._pulse.asked_to_stop
+        if self._group and not self.stopping:
+            self._flag.fill_(int(self._pulse.asked_to_stop))
+            self._sending = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return self.stopping
+
+
+def collective_seconds(config: Config) -> int:
+    """The longest that a rank waits for the others: later than the watchdog, which can tell who is at fault."""
+    return 2 * config.train.hang_seconds
+
+
 def train_with_ray(jobs: list[Job]) -> None:
     """Run the jobs one after the other on the same workers. Raises UserError for what the user can mend."""
     config = jobs[0].config
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(collective_seconds(config))
     connect(config)
+    board = make_board(config)
     scaling = ScalingConfig(
         num_workers=config.ray.workers,
         use_gpu=config.ray.use_gpu,
@@ -50,19 +94,22 @@ def train_with_ray(jobs: list[Job]) -> None:
     )
     trainer = TorchTrainer(
         train_on_worker,
-        train_loop_config={"jobs": jobs},
-        torch_config=TorchConfig(backend="nccl" if config.ray.use_gpu else "gloo"),
+        train_loop_config={"jobs": jobs, "board": board},
+        torch_config=TorchConfig("nccl" if config.ray.use_gpu else "gloo", timeout_s=collective_seconds(config)),
         scaling_config=scaling,
         run_config=RunConfig(
             name=f"{jobs[0].folder.path.name}-{os.getpid()}",
             storage_path=str(jobs[0].folder.path / "ray"),
-            failure_config=FailureConfig(max_failures=0),
+            failure_config=FailureConfig(max_failures=config.ray.max_failures),
             worker_runtime_env={"env_vars": worker_environment(config)},
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     try:
-        trainer.fit()
+        with Warden(board, config, STOPPED):
+            trainer.fit()
+        if mistake := ray.get(board.mistake.remote(), timeout=config.train.hang_seconds):
+            raise UserError(mistake)
     except SystemExit:
         raise KeyboardInterrupt from None  # how Ray Train's own handler of Ctrl-C ends
     except ray.train.TrainingFailedError as error:
@@ -101,11 +148,25 @@ def worker_environment(config: Config) -> dict[str, str]:
 
 def train_on_worker(arguments: dict[str, Any]) -> None:
     """What each worker runs."""
-    jobs: list[Job] = arguments["jobs"]
-    prepare_process(jobs[0].config.ray.threads)
-    context = RayContext()
+    jobs, board = arguments["jobs"], arguments["board"]
+    config = jobs[0].config
+    if ray.get(board.mistake.remote(), timeout=config.train.hang_seconds):
+        return  # a new start does not mend it; the driver says what it is
+    prepare_process(config.ray.threads)
+    with Pulse(board, ray.train.get_context().get_world_rank(), config) as pulse:
+        context = WatchedContext(pulse, config)
+        try:
+            train_jobs(jobs, context)
+        except UserError as error:
+            ray.get(board.give_up.remote(str(error)), timeout=config.train.hang_seconds)
+            raise
+
+
+def train_jobs(jobs: list[Job], context: WatchedContext) -> None:
     for job in jobs:
         run(job, context)
+        if context.stopping:
+            return
 
 
 def user_error(error: ray.train.TrainingFailedError) -> UserError | None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 class RunContext(Protocol):
     rank: int
     world: int
+    step: int  # finished ones; the loop writes it
 
     def report(self, metrics: dict[str, Any], checkpoint_path: Path | None = None) -> None:
         """Tell whoever watches."""
@@ -20,7 +21,7 @@ class RunContext(Protocol):
 class LocalContext:
     """One process. SIGTERM asks it to stop after the current step."""
 
-    rank, world = 0, 1
+    rank, world, step = 0, 1, 0
 
     def __init__(self) -> None:
         self._stop = False

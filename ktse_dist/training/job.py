@@ -31,6 +31,8 @@ FREE = {
     "data.workers",
     "train.baseline",
     "train.checkpoint_steps",
+    "train.grace_seconds",
+    "train.hang_seconds",
     "train.keep",
     "train.log_steps",
 }

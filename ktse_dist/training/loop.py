@@ -29,6 +29,7 @@ from ktse_dist.training.job import Job, mirror_of, prepare
 from ktse_dist.training.metrics import Means, MetricsLog, Progress
 from ktse_dist.training.mirror import published
 from ktse_dist.training.optim import parameter_groups
+from ktse_dist.training.reached import Reached, last_step
 from ktse_dist.training.schedule import Schedule
 from ktse_dist.training.setup import uses_gpu
 from ktse_dist.training.writer import Snapshot, Writer
@@ -122,10 +123,14 @@ class Trainer:
         schedule, step = self.schedule, first
         progress = Progress(schedule.pictures_after(first), seconds, pictures)
         metrics = MetricsLog(self.job.folder, first) if self.context.rank == 0 else None
+        reached = self._reached(first) if self.context.rank == 0 else None
         means = Means()
         for batch in self._batches(first):
             means.add(self._update(batch, step))
             step += 1
+            self.context.step = step
+            if reached:
+                reached.note(step)
             progress.add(batch.pictures)
             stopping = self.context.should_stop()
             if step % self.config.train.log_steps == 0 or step == schedule.total_steps:
@@ -138,10 +143,18 @@ class Trainer:
                 self._save(step, progress)
             if stopping:
                 break
-        if metrics:
+        if metrics and reached:
             metrics.close()
+            reached.close()
         if step == schedule.total_steps:
             self._export(progress)
+
+    def _reached(self, first: int) -> Reached:
+        """The note of steps; says first how much of it is done again."""
+        again = max(0, last_step(self.job.folder) - first)
+        if first or again:
+            log.info(f"goes on from step {first}; {again} steps are done again")
+        return Reached(self.job.folder)
 
     def _batches(self, first: int) -> Iterator[Batch]:
         """Global batches from step `first` to the end, this rank's part of each."""

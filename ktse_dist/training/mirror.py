@@ -10,7 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ktse_dist.run_folder import RunFolder
+from ktse_dist.config import Config
+from ktse_dist.run_folder import RunFolder, run_folder
 from ktse_dist.training import checkpoint
 from ktse_dist.training.storage import Storage
 
@@ -75,6 +76,13 @@ class Mirror:
 def published(folder: RunFolder) -> tuple[Path, ...]:
     """What a finished run consists of; the model comes last, since it shows that the run is finished."""
     return folder.summary_file, folder.card, folder.attribution, folder.model
+
+
+def send(folder: RunFolder, config: Config, *files: Path) -> None:
+    """Files of a run to its address, if `folder` is the working folder of one."""
+    home = run_folder(config)
+    if home.address and home.path == folder.path:
+        Mirror(home, config.run.deadline).send(*files)
 
 
 def is_the_model_of(folder: RunFolder) -> bool:

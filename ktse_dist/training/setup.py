@@ -8,6 +8,7 @@ import torch
 
 from ktse_dist.config import Config
 
+STOPPED = 143  # exit status: what a shell reports for a process that SIGTERM ended
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 

@@ -46,6 +46,9 @@ def test_two_workers_leave_a_run_and_its_fork_at_an_address(tmp_path, environmen
     assert {"model.safetensors", "model.md", "baseline/model.safetensors", "checkpoints/phase1/state.json"} <= names
     folder = RunFolder(Path(done.stdout.strip().rpartition(" ")[2]))
     assert folder.path.is_relative_to(tmp_path / "cache") and folder.baseline.model.is_file()
-    masks = [sys.executable, "-m", "ktse_dist.masks", "--run", folder.path, "masks.pictures.train=2"]
-    subprocess.run(masks, env=environment, check=True, timeout=LIMIT)
+    for stage, keys in (("masks", ["masks.pictures.train=2"]), ("evaluate", [])):
+        command = [sys.executable, "-m", f"ktse_dist.{stage}", "--run", folder.path, *keys]
+        subprocess.run(command, env=environment, check=True, timeout=LIMIT)
     assert folder.phase1_scores.is_dir()
+    card = boto3.client("s3").get_object(Bucket="bucket", Key="runs/demo/model.md")["Body"].read().decode()
+    assert "mIoU of the masks on val" in card

@@ -1,0 +1,42 @@
+"""Who is told to hang, and who only waits for one that does; what a start after a crash knows of the steps before."""
+
+from ktse_dist.run_folder import RunFolder
+from ktse_dist.training.reached import Reached, last_step
+from ktse_dist.training.watchdog import Watch
+
+
+def watch(*beats: tuple[int, int, float]) -> Watch:
+    """Of (rank, step, time); a rank's process is 100 more than its number."""
+    found = Watch(limit=10)
+    for rank, step, now in beats:
+        found.beat(rank, "node", 100 + rank, step, now)
+    return found
+
+
+def test_nobody_hangs_while_steps_are_finished():
+    assert watch((0, 1, 0), (1, 1, 0), (0, 2, 9), (1, 2, 9)).hanging(18) == {}
+
+
+def test_the_silent_rank_is_named_and_not_the_one_that_waits_for_it():
+    found = watch((0, 7, 0), (1, 7, 0), (0, 7, 9)).hanging(10)
+    assert list(found) == [1]
+    assert "rank 1 (host node, process 101) hangs after step 7" in found[1]
+
+
+def test_where_all_give_signs_of_life_the_rank_behind_is_named():
+    assert list(watch((0, 8, 0), (1, 7, 0), (0, 8, 9), (1, 7, 9)).hanging(10)) == [1]
+
+
+def test_the_process_that_replaces_a_rank_has_its_whole_time():
+    found = watch((0, 7, 0))
+    found.beat(0, "node", 200, 7, 9)
+    assert found.hanging(12) == {}
+
+
+def test_the_last_step_is_known_after_a_crash(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert last_step(folder) == 0
+    noted = Reached(folder)
+    for step in (9, 10, 11):
+        noted.note(step)
+    assert last_step(folder) == 11  # never closed
