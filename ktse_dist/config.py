@@ -306,6 +306,15 @@ class Config(Model):
         return self
 
     @model_validator(mode="after")
+    def _waiting_for_storage_is_not_hanging(self) -> "Config":
+        if isinstance(self.run.root, str) and self.train.hang_seconds <= self.run.deadline:
+            raise ValueError(
+                f"train.hang_seconds is {self.train.hang_seconds}, and a run waits up to run.deadline="
+                f"{self.run.deadline:g} s for the storage at run.root; raise it above that"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _every_lane_has_its_share(self) -> "Config":
         lanes = self.data.lanes
         for _, size in self.train.batch:

@@ -33,6 +33,8 @@ def main(arguments: list[str]) -> None:
     check_engine(given)
     config = of_trials(resolved(given))
     folder = run_folder(config)
+    if folder.address:
+        raise UserError(f"run.root: a search needs a folder that every node sees, found {folder.address}; give one")
     start_logging()
     check_compiler(config)
     check_kernels(config)

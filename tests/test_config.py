@@ -105,3 +105,10 @@ def test_a_config_that_is_not_there_names_the_built_in_ones():
 def test_own_pictures_are_trained_without_a_second_run_and_get_masks_of_all_pictures():
     own = load_config(Path("own"))
     assert not own.train.baseline and own.masks.pictures.train is None and own.engine.name == "torch"
+
+
+def test_a_watchdog_that_takes_waiting_for_storage_for_hanging_is_refused():
+    keys = ["run.root=s3://bucket/runs", "run.deadline=100"]
+    with pytest.raises(UserError, match=r"^train\.hang_seconds is 100, and a run waits up to run\.deadline=100 s"):
+        load_config(None, [*keys, "train.hang_seconds=100"])
+    assert load_config(None, [*keys, "train.hang_seconds=101"]).train.hang_seconds == 101

@@ -26,6 +26,8 @@ from ktse_dist.training.loop import device_of, run
 class Leg:
     """The context of a run that is left after `steps` more steps. What it reports in between stays in its metrics."""
 
+    step = 0
+
     def __init__(self, context: RunContext, steps: int):
         self.rank, self.world, self._context, self._left = context.rank, context.world, context, steps
 
