@@ -26,7 +26,8 @@ def test_after_the_loss_of_a_rank_and_of_the_driver_the_weights_are_those_of_a_c
     run.start()
     assert run.wait() == 0, run.text[-3000:]
     again = repeated(run.text)
-    assert len(again) == 2 and all(0 < steps <= INTERVAL for steps in again), again
+    # a checkpoint that is still being written when its writer dies does not count: then it is the one before
+    assert len(again) == 2 and all(0 < steps <= 2 * INTERVAL for steps in again), again
     assert same(run.folder.model, undisturbed)
 
 
