@@ -149,13 +149,15 @@ def s3_server(folder: Path) -> Iterator[str]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        wait_for(port)
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="pictures")
-        for file in folder.iterdir():
-            client.upload_file(str(file), "pictures", f"set/{file.name}")
-        yield "s3://pictures/set"
-        process.kill()
+        try:
+            wait_for(port)
+            client = boto3.client("s3")
+            client.create_bucket(Bucket="pictures")
+            for file in folder.iterdir():
+                client.upload_file(str(file), "pictures", f"set/{file.name}")
+            yield "s3://pictures/set"
+        finally:
+            process.kill()
 
 
 def free_port() -> int:
