@@ -134,8 +134,10 @@ def pack(path: Path, pictures: int) -> None:
 def http_server(folder: Path) -> Iterator[str]:
     command = [sys.executable, str(SERVER), str(folder), "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        process.kill()
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
 
 
 @contextmanager
