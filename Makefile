@@ -11,7 +11,7 @@ export PIP_EXTRA_INDEX_URL := https://download.pytorch.org/whl/cpu
 endif
 endif
 
-.PHONY: install demo test test-slow test-all lint clean
+.PHONY: install demo test test-slow test-gpu test-all lint clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +33,10 @@ test: install lint
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# On a machine with a GPU, where $(PYTHON) finds a CUDA build of torch, triton, pytest and this project's requirements.
+test-gpu:
+	KTSE_GPU_TESTS=1 $(PYTHON) -m pytest tests/gpu
 
 test-all: test test-slow
 

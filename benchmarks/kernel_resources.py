@@ -33,7 +33,8 @@ ARCHITECTURES = {"sm_80": 80, "sm_90": 90}
 CLASSES = {"voc": 20, "coco": 80}
 OPS = ("erasing", "transfer", "segmentation", "affinity", "pyramid")
 BATCH, CAM, IMAGE = 2, 40, 320  # the batch does not change a kernel, the sizes do
-FIELDS = ("kernel", "architecture", "shapes", "dtype", "variant", "options", "registers", "spilled", "shared", "triton")
+FIELDS = ("kernel", "architecture", "shapes", "dtype", "variant", "options", "registers", "spilled", "shared",
+          "nan_max", "triton")  # fmt: skip
 
 
 def main() -> None:
@@ -116,7 +117,7 @@ def compiler(architecture: str, capability: int, rows: list[dict]) -> Callable:
 
 
 def resources(binary, capability: int) -> dict[str, int]:
-    """Registers and spilled bytes of a thread, by ptxas; bytes of shared memory of a program."""
+    """Registers and spilled bytes of a thread, by ptxas; bytes of shared memory; maxima that keep NaN."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(binary.asm["ptx"])
@@ -125,7 +126,7 @@ def resources(binary, capability: int) -> dict[str, int]:
         text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spilled = sum(int(number) for number in re.findall(r"(\d+) bytes spill", text))
     return {"registers": int(re.search(r"Used (\d+) registers", text)[1]), "spilled": spilled,
-            "shared": binary.metadata.shared}  # fmt: skip
+            "shared": binary.metadata.shared, "nan_max": binary.asm["ptx"].count("max.NaN.f32")}  # fmt: skip
 
 
 def numbered(rows: list[dict]) -> list[dict]:

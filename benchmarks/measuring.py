@@ -34,14 +34,13 @@ def timed_in_turn(
     for call in calls.values():
         call()
     once = sum(seconds(call, device) for call in calls.values())
-    rounds = max(least, min(200, int(budget / once)))
+    rounds, draw = max(least, min(200, int(budget / once))), random.Random(0)
+    turns = [name for _ in range(rounds) for name in draw.sample(list(calls), len(calls))]
     if device.type == "cuda":
-        return _events(calls, device, rounds)
+        return _events(calls, device, turns)
     spent: dict[str, list[float]] = {name: [] for name in calls}
-    turns = random.Random(0)
-    for _ in range(rounds):
-        for name in turns.sample(list(calls), len(calls)):
-            spent[name].append(seconds(calls[name], device))
+    for name in turns:
+        spent[name].append(seconds(calls[name], device))
     return spent
 
 
@@ -58,18 +57,17 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _events(calls: dict[str, Call], device: torch.device, rounds: int) -> dict[str, list[float]]:
+def _events(calls: dict[str, Call], device: torch.device, turns: list[str]) -> dict[str, list[float]]:
     """GPU seconds as called; the flush before each call also hides some of the time that starting kernels takes."""
     flush = torch.empty(FLUSH, dtype=torch.uint8, device=device)
     marks: dict[str, list] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            flush.zero_()
-            start.record()
-            call()
-            end.record()
-            marks[name].append((start, end))
+    for name in turns:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()
+        start.record()
+        calls[name]()
+        end.record()
+        marks[name].append((start, end))
     torch.cuda.synchronize(device)
     return {name: [start.elapsed_time(end) / 1e3 for start, end in pairs] for name, pairs in marks.items()}
 
@@ -77,16 +75,17 @@ def _events(calls: dict[str, Call], device: torch.device, rounds: int) -> dict[s
 def graph_seconds(call: Call, device: torch.device, repeats: int = 20) -> float | None:
     """GPU seconds of a call in a CUDA graph, so without the host's; None where the call cannot be captured."""
     flush = torch.empty(FLUSH, dtype=torch.uint8, device=device)
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    graph, stream, current = torch.cuda.CUDAGraph(), torch.cuda.Stream(device), torch.cuda.current_stream(device)
     try:
-        stream.wait_stream(torch.cuda.current_stream(device))
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(3):
                 call()
-        torch.cuda.current_stream(device).wait_stream(stream)
+        current.wait_stream(stream)
         with torch.cuda.graph(graph):
             call()
     except RuntimeError:  # it asks the device something, which a graph cannot
+        torch.cuda.set_stream(current)  # a capture that fails leaves its own stream behind
         torch.cuda.synchronize(device)
         return None
     spent = []

@@ -1,11 +1,15 @@
 """Which implementation of an op runs: one switch for the process, overridden by KTSE_KERNELS in the environment."""
 
+import logging
 import os
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
 from torch import Tensor
+
+log = logging.getLogger("ktse")
 
 MODES = ("auto", "reference", "triton")
 HAS_TRITON = find_spec("triton") is not None
@@ -45,6 +49,8 @@ def choose(op: str, tensor: Tensor) -> ModuleType:
         return import_module(f"kernels.ops.{op}.reference")
     if chosen == "triton" or (tensor.is_cuda and HAS_TRITON):
         return import_module(f"kernels.ops.{op}.function")
+    if tensor.is_cuda:
+        _say_that_triton_is_missing()
     return import_module(f"kernels.ops.{op}.eager")
 
 
@@ -52,6 +58,11 @@ def check_device(is_cuda: bool) -> None:
     """Raises ValueError if the mode in force is "triton" and tensors will be neither on a GPU nor interpreted."""
     if mode() == "triton" and not (is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
         raise ValueError("kernels.mode: 'triton' got CPU tensors; it needs a CUDA device, or TRITON_INTERPRET=1")
+
+
+@cache  # once is enough
+def _say_that_triton_is_missing() -> None:
+    log.warning("kernels.mode: a GPU without the package triton takes the torch path; faster: pip install triton")
 
 
 def _usable(name: str, origin: str) -> str:

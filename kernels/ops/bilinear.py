@@ -18,11 +18,17 @@ def position(sample, scale, length):
 
 
 @triton.jit
+def first_past(pixel, length, size):
+    """The first sample at or past a source pixel, by integers alone; 0 for pixel -1, `size` for pixel `length`."""
+    doubled = size * (2 * pixel + 1) - length
+    sample = tl.minimum((doubled + 2 * length - 1) // (2 * length), size)
+    return tl.where(pixel < 0, 0, tl.where(pixel >= length, size, sample))
+
+
+@triton.jit
 def first_sample(cell, length, size):
-    """The first sample of a cell, by integers alone; that of cell `length` is `size`. Cells may be empty."""
-    doubled = size * (2 * cell + 1) - length
-    sample = (doubled + 2 * length - 1) // (2 * length)
-    return tl.where(cell <= 0, 0, tl.where(cell >= length, size, tl.minimum(sample, size)))
+    """The first sample of a cell; that of cell `length` is `size`. Cells may be empty."""
+    return tl.where(cell <= 0, 0, first_past(cell, length, size))
 
 
 @triton.jit
@@ -31,11 +37,3 @@ def between(top_left, top_right, bottom_left, bottom_right, down, right):
     top = (1 - right) * top_left + right * top_right
     bottom = (1 - right) * bottom_left + right * bottom_right
     return (1 - down) * top + down * bottom
-
-
-@triton.jit
-def first_past(pixel, length, size):
-    """The first sample at or past a source pixel, by integers alone; 0 for pixel -1, `size` for pixel `length`."""
-    doubled = size * (2 * pixel + 1) - length
-    sample = tl.minimum((doubled + 2 * length - 1) // (2 * length), size)
-    return tl.where(pixel < 0, 0, tl.where(pixel >= length, size, sample))

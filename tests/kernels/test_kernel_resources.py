@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,19 @@ def test_every_row_of_the_tuning_table_is_compiled_for_every_architecture(compil
     assert pairs(compiled[1]) == expected
 
 
-def test_the_committed_table_is_of_the_kernels_and_options_that_are_there_now(compiled):
-    known = {(row["kernel"], row["architecture"], row["options"]) for row in rows(COMMITTED)}
-    assert known == {(row["kernel"], row["architecture"], row["options"]) for row in compiled[1]}
+@pytest.mark.parametrize("kernel", ["extrema", "strongest", "hinge_value", "gate_forward", "tile_losses"])
+def test_a_rectified_nan_stays_one_on_a_gpu(compiled, kernel):
+    assert all(int(row["nan_max"]) > 0 for row in compiled[1] if row["kernel"] == kernel)
+
+
+def test_the_committed_table_is_what_this_triton_makes_of_the_kernels(compiled):
+    """Both shapes are committed, one is compiled here. Another version of Triton may take other registers."""
     assert {row["spilled"] for row in rows(COMMITTED)} == {"0"}
+    committed = [row for row in rows(COMMITTED) if row["shapes"] == "coco"]
+    ours, theirs = ([{name: row[name] for name in compared(committed)} for row in t] for t in (compiled[1], committed))
+    assert ours == theirs
+
+
+def compared(committed: list[dict[str, str]]) -> list[str]:
+    same = committed[0]["triton"] == version("triton")
+    return [name for name in committed[0] if name != "date" and (same or name in ("kernel", "architecture", "options"))]

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from kernels.ops.bilinear import between, first_sample, position
+from kernels.ops.relu import ALL, relu
 
 EPSILON = tl.constexpr(1e-5)
 
@@ -36,10 +37,10 @@ def extrema(
         left, right = first_sample(x, w, width), first_sample(x + 1, w, width) - 1
         inside = (cell < h * w) & (top <= bottom) & (left <= right)
         below, beside = tl.minimum(y + 1, h - 1), tl.minimum(x + 1, w - 1)
-        a = tl.maximum(tl.load(maps + (y * w + x) * stride_p, mask=inside, other=0).to(tl.float32), 0)
-        b = tl.maximum(tl.load(maps + (y * w + beside) * stride_p, mask=inside, other=0).to(tl.float32), 0)
-        c = tl.maximum(tl.load(maps + (below * w + x) * stride_p, mask=inside, other=0).to(tl.float32), 0)
-        d = tl.maximum(tl.load(maps + (below * w + beside) * stride_p, mask=inside, other=0).to(tl.float32), 0)
+        a = relu(tl.load(maps + (y * w + x) * stride_p, mask=inside, other=0).to(tl.float32))
+        b = relu(tl.load(maps + (y * w + beside) * stride_p, mask=inside, other=0).to(tl.float32))
+        c = relu(tl.load(maps + (below * w + x) * stride_p, mask=inside, other=0).to(tl.float32))
+        d = relu(tl.load(maps + (below * w + beside) * stride_p, mask=inside, other=0).to(tl.float32))
         for corner in tl.static_range(4):
             sample_y = top if corner < 2 else bottom
             sample_x = left if corner % 2 == 0 else right
@@ -74,14 +75,15 @@ def strongest(
     for slot in range(image * classes, image * classes + tl.load(count + image)):
         maps = cam + image.to(tl.int64) * stride_b + tl.load(chosen + slot).to(tl.int64) * stride_c
         value = between(
-            tl.maximum(tl.load(maps + a, mask=inside, other=0).to(tl.float32), 0),
-            tl.maximum(tl.load(maps + b, mask=inside, other=0).to(tl.float32), 0),
-            tl.maximum(tl.load(maps + c, mask=inside, other=0).to(tl.float32), 0),
-            tl.maximum(tl.load(maps + d, mask=inside, other=0).to(tl.float32), 0),
+            relu(tl.load(maps + a, mask=inside, other=0).to(tl.float32)),
+            relu(tl.load(maps + b, mask=inside, other=0).to(tl.float32)),
+            relu(tl.load(maps + c, mask=inside, other=0).to(tl.float32)),
+            relu(tl.load(maps + d, mask=inside, other=0).to(tl.float32)),
             down, aside,
         )  # fmt: skip
         low, high = tl.load(lowest + slot), tl.load(highest + slot)
-        best = tl.maximum(best, tl.maximum(value - low - EPSILON, 0) / (high - low + EPSILON))
+        stretched = relu(value - low - EPSILON) / (high - low + EPSILON)
+        best = tl.maximum(best, stretched, propagate_nan=ALL)
     if CHANNELS == 0:
         tl.store(out + image.to(tl.int64) * height * width + pixel, best, mask=inside)
     for channel in tl.static_range(CHANNELS):

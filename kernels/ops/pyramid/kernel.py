@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from kernels.ops.bilinear import between, position
+from kernels.ops.relu import relu
 
 CELLS = tl.constexpr(4 + 16 + 64 + 256)  # of all levels, one after the other
 BANDS = tl.constexpr(2 + 4 + 8 + 16)
@@ -155,24 +156,24 @@ def gate_forward(
         else:
             coarse = reached(pooled, before, channel[:, None], pixel[None, :], y, x, h, w, here, STEP - 1)
             fine = sampled(pooled, channel[:, None], y, x, h, w, here, 2 << STEP)
-            allowed = tl.maximum(coarse, 0) * allow_coarse + tl.maximum(fine, 0) * allow_fine
-            denied = tl.maximum(-coarse, 0) * deny_coarse + tl.maximum(-fine, 0) * deny_fine
+            allowed = relu(coarse) * allow_coarse + relu(fine) * allow_fine
+            denied = relu(-coarse) * deny_coarse + relu(-fine) * deny_fine
             value = allowed / 2 - denied / 2
             tl.store(after + place, value, mask=here)
         if STEP < 3:
             finer = sampled(pooled, channel[:, None], y, x, h, w, here, 4 << STEP)
             weight = taps(positive, row, channel[None, :], known, p_o, p_c, p_t)
-            speaking = tl.dot(weight, tl.maximum(value, 0), speaking, input_precision="ieee")
+            speaking = tl.dot(weight, relu(value), speaking, input_precision="ieee")
             weight = taps(positive, row, classes + channel[None, :], known, p_o, p_c, p_t)
-            speaking = tl.dot(weight, tl.maximum(finer, 0), speaking, input_precision="ieee")
+            speaking = tl.dot(weight, relu(finer), speaking, input_precision="ieee")
             weight = taps(negative, row, channel[None, :], known, n_o, n_c, n_t)
-            denying = tl.dot(weight, tl.maximum(-value, 0), denying, input_precision="ieee")
+            denying = tl.dot(weight, relu(-value), denying, input_precision="ieee")
             weight = taps(negative, row, classes + channel[None, :], known, n_o, n_c, n_t)
-            denying = tl.dot(weight, tl.maximum(-finer, 0), denying, input_precision="ieee")
+            denying = tl.dot(weight, relu(-finer), denying, input_precision="ieee")
         else:
             maps = cam + image * stride_b + channel.to(tl.int64)[:, None] * stride_c
             seen = tl.load(maps + pixel[None, :] * stride_p, mask=here, other=0).to(tl.float32)
-            agreed = tl.maximum(seen, 0) * tl.maximum(value, 0) - tl.maximum(-seen, 0) * tl.maximum(-value, 0)
+            agreed = relu(seen) * relu(value) - relu(-seen) * relu(-value)
             score = partial + (block * tl.num_programs(1) + image) * classes + channel
             tl.store(score, tl.sum(agreed, axis=1) / size, mask=channel < classes)
     if STEP < 3:
@@ -230,7 +231,7 @@ def gate_backward(
                 seen = cam + image * stride_b + channel.to(tl.int64) * stride_c + pixel * stride_p
                 seen = tl.load(seen, mask=here, other=0).to(tl.float32)
                 share = tl.load(grad_scores + image * classes + channel, mask=known, other=0) / size
-                agreed = tl.where(value > 0, tl.maximum(seen, 0), tl.where(value < 0, tl.maximum(-seen, 0), 0.0))
+                agreed = tl.where(value > 0, relu(seen), tl.where(value < 0, relu(-seen), 0.0))
                 slope += share * agreed
         else:
             above = tl.load(running + place, mask=here, other=0)
@@ -250,8 +251,8 @@ def gate_backward(
         if STEP > 0:
             coarse = reached(pooled, before, channel, pixel, y, x, h, w, here, STEP - 1)
             fine = sampled(pooled, channel, y, x, h, w, here, 2 << STEP)
-            a0 += slope * tl.maximum(coarse, 0)
-            a1 += slope * tl.maximum(fine, 0)
+            a0 += slope * relu(coarse)
+            a1 += slope * relu(fine)
             a2 += slope * tl.minimum(coarse, 0)
             a3 += slope * tl.minimum(fine, 0)
     if STEP > 0:
@@ -289,10 +290,10 @@ def weight_backward(
         else:
             coarse = tl.load(maps + channel * size + pixel[None, :], mask=here, other=0)
         fine = sampled(pooled, channel, y, x, h, w, here, 4 << step)
-        allow_coarse = tl.dot(tl.maximum(coarse, 0), speaking, allow_coarse, input_precision="ieee")
-        allow_fine = tl.dot(tl.maximum(fine, 0), speaking, allow_fine, input_precision="ieee")
-        deny_coarse = tl.dot(tl.maximum(-coarse, 0), denying, deny_coarse, input_precision="ieee")
-        deny_fine = tl.dot(tl.maximum(-fine, 0), denying, deny_fine, input_precision="ieee")
+        allow_coarse = tl.dot(relu(coarse), speaking, allow_coarse, input_precision="ieee")
+        allow_fine = tl.dot(relu(fine), speaking, allow_fine, input_precision="ieee")
+        deny_coarse = tl.dot(relu(-coarse), denying, deny_coarse, input_precision="ieee")
+        deny_fine = tl.dot(relu(-fine), denying, deny_fine, input_precision="ieee")
     known = (channel < classes) & (row < ROWS)
     out = partial + (part * 3 + step).to(tl.int64) * (4 * 2 * classes * 9)
     out += (row // 9 * 2 * classes + channel) * 9 + row % 9
@@ -343,6 +344,6 @@ def pool_backward(
             if grad_scores is not None:
                 seen = tl.load(cam + image * stride_b + channel * stride_c + pixel * stride_p, mask=inside, other=0)
                 value = tl.load(gpp + plane + pixel, mask=inside, other=0)
-                agreed = tl.where(seen > 0, tl.maximum(value, 0), tl.where(seen < 0, tl.maximum(-value, 0), 0.0))
+                agreed = tl.where(seen > 0, relu(value), tl.where(seen < 0, relu(-value), 0.0))
                 slope += agreed * (tl.load(grad_scores + image * classes + channel) / (h * w))
             tl.store(grad_cam + plane + pixel, slope, mask=inside)

@@ -11,13 +11,13 @@ import triton
 import triton.language as tl
 
 from kernels.ops.bilinear import first_past
+from kernels.ops.relu import relu
 from kernels.ops.segmentation import reference
 
 IGNORED = tl.constexpr(reference.IGNORED)
 INTER_EPSILON = tl.constexpr(reference.INTER_EPSILON)
 LOG2_E = tl.constexpr(1.4426950408889634)
 ABSENT = tl.constexpr(-1e30)  # the score of a class that only fills up a part
-ALL = tl.constexpr(tl.PropagateNan.ALL)  # a NaN must reach the loss
 NEITHER = tl.constexpr(2**30)  # no class
 
 
@@ -253,7 +253,7 @@ def _scores(corners, down, right, start, classes, stride_c, NUMBER: tl.constexpr
     """Scores [NUMBER, pixels] of the classes from `start` on, ABSENT past the last one; channel 0 is the background."""
     number = start + tl.arange(0, NUMBER)[:, None, None]
     logits = tl.load(corners[None, :, :] + (number + 1).to(tl.int64) * stride_c, mask=number < classes, other=0)
-    logits = tl.where(number < classes, tl.maximum(logits.to(tl.float32), 0.0, propagate_nan=ALL), ABSENT)
+    logits = tl.where(number < classes, relu(logits.to(tl.float32)), ABSENT)
     left, far = tl.split(logits)
     a, c = tl.split(left)
     b, d = tl.split(far)
@@ -263,10 +263,8 @@ def _scores(corners, down, right, start, classes, stride_c, NUMBER: tl.constexpr
 @triton.jit
 def _score(a, b, c, d, channel, down, right):
     """The score of one channel at each pixel, given the addresses of the first channel's four logits."""
-    a, b = tl.load(a + channel).to(tl.float32), tl.load(b + channel).to(tl.float32)
-    c, d = tl.load(c + channel).to(tl.float32), tl.load(d + channel).to(tl.float32)
-    a, b = tl.maximum(a, 0.0, propagate_nan=ALL), tl.maximum(b, 0.0, propagate_nan=ALL)
-    c, d = tl.maximum(c, 0.0, propagate_nan=ALL), tl.maximum(d, 0.0, propagate_nan=ALL)
+    a, b = relu(tl.load(a + channel).to(tl.float32)), relu(tl.load(b + channel).to(tl.float32))
+    c, d = relu(tl.load(c + channel).to(tl.float32)), relu(tl.load(d + channel).to(tl.float32))
     return _between(a, b, c, d, down, right)
 
 

@@ -20,7 +20,7 @@ def transfer_loss(cam_a: Tensor, cam_b: Tensor, cam_mix: Tensor, labels: Tensor,
 
 def align_loss(cam: Tensor, cam_erased: Tensor, keep: Tensor, labels: Tensor, margin: float = 0.05) -> Tensor:
     """Kernel version of `kernels.align_loss`."""
-    return _Hinge.apply(cam_erased, None, cam, keep, labels, margin)
+    return _Hinge.apply(cam_erased, None, cam, keep.expand(len(cam), 1, *cam.shape[2:]), labels, margin)
 
 
 class _Hinge(torch.autograd.Function):

@@ -7,6 +7,8 @@ weight in [0,1] stands at each pixel. Maps are [B,C,pixels] with three strides. 
 import triton
 import triton.language as tl
 
+from kernels.ops.relu import relu
+
 
 @triton.jit
 def _excess(
@@ -49,7 +51,7 @@ def hinge_value(
                 upper_b, upper_c, upper_p, lower_b, lower_c, lower_p, other_b, other_c, other_p, keep_b, keep_p,
                 HALVES, KEEP,
             )  # fmt: skip
-            total += tl.where(pixel < pixels, tl.maximum(excess, 0), 0)
+            total += tl.where(pixel < pixels, relu(excess), 0)
     tl.store(partial + row, tl.sum(total, axis=0) * label / elements)
 
 

@@ -1,4 +1,4 @@
-"""par as kernels: one answer with the reference for any shape, layout and dilations, and on a GPU also from a graph.
+"""par as kernels: one answer with the reference for any shape, layout and dilations.
 
 The interpreter's time goes by programs, not by pixels: one program takes a whole picture here.
 """
@@ -8,11 +8,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kernels import graphs, tuning
+from kernels import tuning
 from kernels.ops.affinity import function, reference
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -91,33 +90,3 @@ def test_the_same_inputs_give_the_same_bits_and_no_gradient():
     images, masks = torch.rand(1, 3, 8, 8), torch.rand(1, 2, 8, 8, requires_grad=True)
     first, second = (function.par(images, masks, (1, 2), 2) for _ in range(2))
     assert torch.equal(first, second) and not first.requires_grad
-
-
-@needs_gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_on_a_gpu_a_replayed_graph_reads_the_inputs_of_its_own_call(dtype):
-    for _ in range(3):
-        images, masks = torch.rand(2, 3, 40, 50, device="cuda"), torch.rand(2, 6, 40, 50, device="cuda", dtype=dtype)
-        refined, expected = function.par(images, masks), reference.par(images, masks)
-        torch.testing.assert_close(refined, expected, rtol=1e-4 if dtype == torch.float32 else 2e-2, atol=1e-5)
-
-
-@needs_gpu
-def test_on_a_gpu_results_outlive_later_calls_and_graphs_are_bounded():
-    images = torch.rand(1, 3, 24, 24, device="cuda")
-    masks = [torch.rand(1, 8 * n, 24, 24, device="cuda") for n in range(1, graphs.KEPT + 3)]
-    refined = [function.par(images, mask) for mask in masks]
-    for mask, result in zip(masks, refined, strict=True):
-        torch.testing.assert_close(result, reference.par(images, mask), rtol=1e-4, atol=1e-5)
-    assert len(graphs._recordings) <= graphs.KEPT
-
-
-@needs_gpu
-def test_on_a_gpu_par_can_be_part_of_a_larger_graph():
-    images, masks = torch.rand(1, 3, 24, 24, device="cuda"), torch.rand(1, 4, 24, 24, device="cuda")
-    expected = function.par(images, masks)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        refined = function.par(images, masks)
-    graph.replay()
-    assert torch.equal(refined, expected)
