@@ -64,6 +64,18 @@ def test_a_row_whose_check_fails_is_not_printed_and_nothing_holds(script, capsys
     assert last["holds"] is False and last["figures"] == {}
 
 
+def test_a_variant_that_fails_takes_no_other_row_with_it(script, capsys, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("out of memory\nand more")
+
+    ops = script("ops")
+    monkeypatch.setattr(script("published_ops"), "align_loss", fails)
+    ops.main([*TINY, "--ops", "align"])
+    lines, last = printed(capsys)
+    assert "align published: NOT PRINTED, RuntimeError: out of memory" in lines
+    assert rows_of(lines, "align") == {"reference", "fast path"} and last["holds"] is False
+
+
 def test_half_precision_rows_are_checked_too(script, capsys):
     script("ops").main([*TINY, "--dtype", "bf16", "--ops", "align", "seg_loss", "erase"])
     lines, last = printed(capsys)
