@@ -114,6 +114,13 @@ def test_a_shard_with_other_bytes_is_refused_by_name(copy, serve, open_remote):
     assert not list(index.path.glob("train-00001.tar*"))
 
 
+def test_a_shard_without_a_byte_is_told_to_be_cut_short(copy, serve, open_remote):
+    (copy / "train-00000.tar").write_bytes(b"")
+    index = open_remote(serve(copy).url)
+    with pytest.raises(UserError, match=r"/train-00000\.tar: [^\n]*; the copy there is cut short"):
+        index.remote.fetch(index.shards[0])
+
+
 @pytest.mark.parametrize("change", [lambda content: content[:-1000], lambda content: b"X" + content[1:]])
 def test_an_index_with_other_bytes_is_refused_by_name(copy, serve, open_remote, change):
     file = copy / "train.index"
