@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +41,7 @@ DEVICE = f"cpu {platform.machine()}, 1 thread a process"
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "zero3_recompute", "zero3_released")
 LARGE = ("ddp", "zero1", "zero3")  # what ResNet38d is measured with, too
 TARGETS = {"bytes_model_error": {"max": 0.05}, "socket_error": {"max": 0.02}}
+PATIENCE = timedelta(minutes=10)  # for a rank that does not come to a collective
 SIDE, PICTURES, CLASSES = 64, 2, 20
 WARM, STEPS = 3, 2  # DDP lays out its buckets and ZeRO 3 its prefetching after a phase's first step
 GPUS = (8, 16, 32, 64, 128, 256, 512)
@@ -59,7 +61,8 @@ def measure(world: int, backbone: str, engines: tuple[str, ...]) -> list[dict]:
 
 def work(rank: int, world: int, backbone: str, engines: tuple[str, ...], folder: Path) -> None:
     prepare_process(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    meeting = {"init_method": f"file://{folder}/meeting", "timeout": PATIENCE}
+    dist.init_process_group("gloo", rank=rank, world_size=world, **meeting)
     rows = []
     for name in engines:
         engine = engine_of(name, backbone)
