@@ -13,7 +13,7 @@ from ktse_dist.data.reader import Reader
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.inference.exports import FORMATS, Labelled, Names, new_bytes
 from ktse_dist.inference.mask_shards import MaskIndex
-from ktse_dist.masks import splits
+from ktse_dist.mask_work import splits
 from ktse_dist.run_folder import RunFolder
 
 
