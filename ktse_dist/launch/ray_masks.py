@@ -25,7 +25,6 @@ from ktse_dist.data.pool import WorkerDied
 from ktse_dist.errors import UserError
 from ktse_dist.inference.generate import Unreadable
 from ktse_dist.inference.mask_shards import remove_partials
-from ktse_dist.launch.ray_train import worker_environment
 from ktse_dist.mask_work import Maker, Piece, Told, place
 from ktse_dist.run_folder import RunFolder, run_folder
 from ktse_dist.training.setup import prepare_process
@@ -177,11 +176,14 @@ class Crew:
         starting = sum(call.piece is None for call in self._calls.values())
         room = self._config.masks.workers - len(self._calls) - len(self._idle)
         for _ in range(min(room, len(self._queue) + len(self._after) - starting - len(self._idle))):
-            options = of_a_worker(self._config)
-            options["runtime_env"] = {"env_vars": worker_environment(self._config)}
-            hired = ray.remote(MaskWorker).options(**options).remote(self._folder, self._config, self._tally)
-            self._ask(hired, None)
+            self._ask(self._hire(), None)
         return bool(self._calls)
+
+    def _hire(self) -> ActorHandle:
+        from ktse_dist.launch.ray_train import worker_environment  # not above: workers would load Ray Train, too
+
+        options = of_a_worker(self._config) | {"runtime_env": {"env_vars": worker_environment(self._config)}}
+        return ray.remote(MaskWorker).options(**options).remote(self._folder, self._config, self._tally)
 
     def _ask(self, worker: ActorHandle, piece: Piece | None) -> None:
         self._numbers += 1
