@@ -31,7 +31,7 @@ from ktse_dist.models.weights import save_model
 from ktse_dist.run_folder import RunFolder
 
 CLASSES = ["red", "green", "blue"]
-SIZES = ((128, 160), (120, 160), (160, 128), (96, 160))
+SIZES = ((96, 128), (90, 120), (128, 96), (80, 128))
 SHARD = 100_000  # bytes: about 40 pictures
 NETWORK = Network(weights="none")
 TARGET = 1.6
@@ -91,7 +91,7 @@ def drawn(count: int) -> Iterator[Sample]:
     for number in range(count):
         random = np.random.default_rng(number)
         rgb = random.integers(0, 90, (*SIZES[number % len(SIZES)], 3), np.uint8)
-        rgb[20:70, 30:100, number % 3] = 230
+        rgb[20:60, 30:80, number % 3] = 230
         tags = sorted({number % 3, int(random.integers(3))})
         yield Sample(f"{number:05}", simplejpeg.encode_jpeg(rgb, 40, "RGB", "420"), tags, None, "drawn")
 
@@ -99,8 +99,9 @@ def drawn(count: int) -> Iterator[Sample]:
 def run(root: Path, name: str) -> RunFolder:
     """A run as `ktse train` leaves it."""
     folder = RunFolder(root / name)
+    everything = ["masks.pictures.train=null", "masks.pictures.val=null"]  # the demo takes the first 150
     given = [f"data.path={root / 'data'}", f"run.root={root}", f"run.name={name}", "train.precision=fp32"]
-    folder.write_config(load_config(None, given))
+    folder.write_config(load_config(None, given + everything))
     torch.manual_seed(0)
     backbone, head = models.build(NETWORK, len(CLASSES))
     weights = nn.ModuleDict({"backbone": backbone, "head": head}).state_dict()
