@@ -46,7 +46,7 @@ def write_picture(file: Path, number: int, height: int = 48, width: int = 60) ->
 def untrained_run(tmp_path_factory) -> Callable[..., Path]:
     """`untrained_run("name", train=24, val=4)`: the folder of a run as `ktse train` leaves it, but untrained.
 
-    Pictures of 60x72 with a coloured square, tagged and with ground truth, 8 to a shard.
+    Pictures of 60x72 with a coloured square, tagged and with ground truth, about 6 to a shard.
     """
 
     def make(name: str, *keys: str, train: int = 24, val: int = 4) -> Path:
@@ -62,7 +62,7 @@ def untrained_run(tmp_path_factory) -> Callable[..., Path]:
         root, classes = tmp_path_factory.mktemp("runs"), ["red", "green", "blue"]
         with new_dataset(root / "data") as building:
             splits = {
-                split: write_split(building, split, map(square, range(count)), len(classes), 8 * 4096)
+                split: write_split(building, split, map(square, range(count)), len(classes), 4 * 4096)
                 for split, count in (("train", train), ("val", val))
             }
             write_about(building, classes, splits)

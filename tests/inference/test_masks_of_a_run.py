@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from ktse_dist import evaluate, masks, report
+from ktse_dist import evaluate, export, masks, report
 from ktse_dist.config import load_config
 from ktse_dist.data import pool
 from ktse_dist.data.decode import decode_mask
@@ -80,6 +80,13 @@ def test_scores_and_the_report_leave_it_out(torn, capsys):
     evaluate.main(["--run", str(folder)])
     report.main(["--run", str(folder)])
     assert RunFolder(folder).read_summary()["pictures"] == {"train": len(index) - len(TORN), "val": 3}
+
+
+def test_exports_have_its_mask_and_the_pictures_that_there_are(torn, tmp_path):
+    folder, index, _ = torn
+    export.main(["--run", str(folder), "--out", str(tmp_path / "out"), "--pictures", "--split", "train"])
+    assert len(list(tmp_path.rglob("*.jpg"))) == len(index) - len(TORN)
+    assert len(list((tmp_path / "out").rglob("*.png"))) == len(index)
 
 
 def test_more_of_them_than_allowed_end_the_command_also_when_it_goes_on(run, tmp_path, capsys):

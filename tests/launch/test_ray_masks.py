@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray.cluster_utils import Cluster
 
 from ktse_dist.config import Config, load_config, merge, validate
 from ktse_dist.errors import UserError
@@ -137,16 +138,36 @@ def test_ctrl_c_ends_all_processes_and_leaves_no_part_of_a_file(start):
 
 
 @pytest.mark.slow
-def test_a_killed_driver_leaves_what_is_finished_and_the_next_command_goes_on(run, start):
-    first = start("masks.workers=2")
-    first.until(lambda: len(first.made()) >= 2)
+def test_2000_masks_killed_with_their_driver_and_gone_on_with_are_those_of_an_undisturbed_command(untrained_run):
+    run = untrained_run("many", train=2000)
+    whole, first = (Command(shutil.copytree(run, run.with_name(name)), "masks.workers=2") for name in ("whole", "cut"))
+    first.until(lambda: len(first.made()) >= 100)
     first.process.kill()
     first.process.wait()
     before = first.made()
-    again = start("masks.workers=2")
-    assert again.wait() == 0, again.said
+    again = Command(run.with_name("cut"), "masks.workers=2")
+    assert again.wait() == 0 and whole.wait() == 0, again.said
     assert again.made().items() >= before.items()
-    assert contents(again.masks) == contents(run / "masks")
+    assert contents(again.masks) == contents(whole.masks)
+
+
+@pytest.mark.slow
+def test_a_lost_node_costs_the_shard_that_it_was_at_and_a_new_one_helps(run, start, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        command = start("masks.workers=2", "masks.scales=[2.0,2.0,2.0,2.0,2.0,2.0]", RAY_ADDRESS=cluster.address)
+        command.until(lambda: len(command.unfinished()) == 2)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        before = command.made()
+        cluster.add_node(num_cpus=1)
+        assert command.wait() == 0, command.said
+    finally:
+        cluster.shutdown()
+    assert "its worker was lost" in command.said and "Traceback" not in command.said
+    assert command.made().items() >= before.items()
+    assert contents(command.masks).keys() == contents(run / "masks").keys()
 
 
 def config(folder: Path, **keys: dict) -> Config:
