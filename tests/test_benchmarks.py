@@ -166,3 +166,11 @@ def test_a_checkpoint_of_weights_that_training_went_on_to_change_gives_no_figure
     with pytest.raises(AssertionError):
         checkpoint.main(CHECKPOINT)
     assert "figures" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_masks_of_one_worker_of_two_and_after_a_kill_are_the_same_files(script, capsys):
+    script("masks").main(["--pictures", "240"])
+    _, last = printed(capsys)
+    assert last["figures"]["files_that_differ"] == last["figures"]["shards_made_twice"] == 0
+    assert last["figures"]["workers_x"] > 0 and last["figures"]["command_x"] > 0
