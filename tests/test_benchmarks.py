@@ -242,3 +242,11 @@ def test_on_paper_slower_links_and_more_nodes_never_help(script, engine):
     fast, slow = "400 Gbit/s", "25 Gbit/s"
     assert all(places[b, p, slow, n] <= places[b, p, fast, n] for b, p, _, n in places)
     assert all(places[b, p, link, 512] <= places[b, p, link, 8] for b, p, link, _ in places)
+
+
+@pytest.mark.slow
+def test_masks_of_one_worker_of_two_and_after_a_kill_are_the_same_files(script, capsys):
+    script("masks").main(["--pictures", "240"])
+    _, last = printed(capsys)
+    assert last["figures"]["files_that_differ"] == last["figures"]["shards_made_twice"] == 0
+    assert last["figures"]["workers_x"] > 0 and last["figures"]["command_x"] > 0
