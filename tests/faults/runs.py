@@ -23,7 +23,7 @@ STEPS = 30
 class Training:
     """`python -m ktse_dist.train` of 30 steps on two ranks, a checkpoint every 4."""
 
-    program = ("-m", "ktse_dist.train")
+    command = (sys.executable, "-m", "ktse_dist.train")
 
     def __init__(self, runs: Path, data: Path, name: str, cluster: str = "") -> None:
         """cluster: its address; without one the command starts its own on this machine."""
@@ -37,7 +37,7 @@ class Training:
         self.process: subprocess.Popen | None = None
 
     def start(self, *keys: str) -> "Training":
-        command = [sys.executable, *self.program, *self._keys, *keys]
+        command = [*self.command, *self._keys, *keys]
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | self._environment
@@ -86,7 +86,7 @@ class Training:
 class Calm(Training):
     """The same run without Ray, so that nothing can happen to it."""
 
-    program = (str(Path(__file__).with_name("calm_run.py")),)
+    command = (sys.executable, str(Path(__file__).with_name("calm_run.py")))
 
     def weights(self) -> dict[str, Tensor]:
         if not self.process:
