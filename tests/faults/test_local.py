@@ -40,3 +40,10 @@ def test_a_rank_that_hangs_is_named_and_the_run_recovers(training, calm):
     assert run.wait() == 0, run.text[-3000:]
     assert re.search(rf"rank \d \(host \S+, process {stopped.pid}\) hangs after step \d+", run.text)
     assert same(run, calm)
+
+
+def test_a_loss_that_is_no_number_ends_the_command_in_one_line(training):
+    run = training("wild").start("optimiser.phase1.lr=10", "optimiser.weight_decay=100")
+    assert run.wait() == 2, run.text[-3000:]
+    assert "ktse: optimiser.phase1.lr: the loss is" in run.text.splitlines()[-1]
+    assert "Error in training function" not in run.text  # how Ray begins its traceback
