@@ -75,6 +75,10 @@ class WatchedContext(RayContext):
     def step(self, step: int) -> None:
         self._pulse.step = step
 
+    @property
+    def stopping(self) -> bool:
+        return self.asked != Asked.GO_ON
+
     def should_stop(self) -> bool:
         """What the ranks said one step earlier, so that none waits for the exchange."""
         if self._sending:
@@ -82,10 +86,10 @@ class WatchedContext(RayContext):
             self.asked = Asked(int(self._flag))
         elif not self._group:
             self.asked = self._own()
-        if self._group and not self.asked:
+        if self._group and not self.stopping:
             self._flag.fill_(self._own())
             self._sending = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
-        return bool(self.asked)
+        return self.stopping
 
     def _own(self) -> Asked:
         return Asked.STOP if self._pulse.asked_to_stop else Asked.MOVE if self._pulse.going else Asked.GO_ON
@@ -199,7 +203,7 @@ def be_quiet() -> None:
 def train_jobs(jobs: list[Job], context: WatchedContext) -> None:
     for job in jobs:
         run(job, context)
-        if context.asked:
+        if context.stopping:
             return
 
 
