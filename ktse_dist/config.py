@@ -253,6 +253,8 @@ class Ray(Model):
     use_gpu: bool = False
     threads: int = Field(1, ge=1, le=256)  # CPU threads of one worker
     max_failures: int = Field(10, ge=0, le=1000)  # new starts after lost ranks; a fault that comes back ends the run
+    # the same after notices that a node will be taken away, which say nothing about the run
+    max_preemptions: int = Field(1000, ge=0, le=100_000)
 
 
 class Kernels(Model):

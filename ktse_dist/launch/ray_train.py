@@ -3,6 +3,7 @@
 import logging
 import os
 from datetime import timedelta
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback  # what worker_failures holds; no public name
@@ -26,6 +28,16 @@ log = logging.getLogger("ktse")
 
 # Ray's controller looks at workers this often, and report() waits for one look.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# It asks this often whether a node will be taken away; some clouds give 15 s.
+os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+
+
+class Asked(IntEnum):
+    """What the ranks agree on: the highest that any of them was asked."""
+
+    GO_ON = 0
+    MOVE = 1  # a node will be taken away: a checkpoint, then a new start without it
+    STOP = 2  # a checkpoint, then the end
 
 
 class RayContext:
@@ -46,11 +58,11 @@ class RayContext:
 
 
 class WatchedContext(RayContext):
-    """A rank with a pulse: its steps are watched, and the driver may ask all ranks to stop."""
+    """A rank with a pulse: its steps are watched, and all ranks may be asked to leave."""
 
     def __init__(self, pulse: Pulse, config: Config) -> None:
         super().__init__()
-        self._pulse, self.stopping = pulse, False
+        self._pulse, self.asked = pulse, Asked.GO_ON
         # its own group on the CPU: no step waits for the GPU to know whether to stop
         limit = timedelta(seconds=collective_seconds(config))
         self._group = dist.new_group(backend="gloo", timeout=limit) if self.world > 1 else None
@@ -64,17 +76,32 @@ class WatchedContext(RayContext):
     def step(self, step: int) -> None:
         self._pulse.step = step
 
+    @property
+    def stopping(self) -> bool:
+        return self.asked != Asked.GO_ON
+
     def should_stop(self) -> bool:
         """What the ranks said one step earlier, so that none waits for the exchange."""
         if self._sending:
             self._sending.wait()
-            self.stopping = bool(self._flag)
+            self.asked = Asked(int(self._flag))
         elif not self._group:
-            self.stopping = self._pulse.asked_to_stop
+            self.asked = self._own()
         if self._group and not self.stopping:
-            self._flag.fill_(int(self._pulse.asked_to_stop))
+            self._flag.fill_(self._own())
             self._sending = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return self.stopping
+
+    def _own(self) -> Asked:
+        return Asked.STOP if self._pulse.asked_to_stop else Asked.MOVE if self._pulse.going else Asked.GO_ON
+
+    def leave_node(self) -> None:
+        """After the checkpoint. Ray starts all ranks again, elsewhere, when those of the node have failed like this."""
+        going = self._pulse.going or [self.rank]
+        if self.rank == 0:
+            log.info(f"the nodes of ranks {going} will be taken away: checkpoint written after step {self.step}")
+        if self.rank in going:
+            raise RayActorError(error_msg=f"the node of rank {self.rank} will be taken away", preempted=True)
 
 
 def collective_seconds(config: Config) -> int:
@@ -101,7 +128,9 @@ def train_with_ray(jobs: list[Job]) -> None:
         run_config=RunConfig(
             name=f"{jobs[0].folder.path.name}-{os.getpid()}",
             storage_path=str(jobs[0].folder.path / "ray"),
-            failure_config=FailureConfig(max_failures=config.ray.max_failures),
+            failure_config=FailureConfig(
+                max_failures=config.ray.max_failures, max_preemption_failures=config.ray.max_preemptions
+            ),
             worker_runtime_env={"env_vars": worker_environment(config)},
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
@@ -162,7 +191,16 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
             raise  # a new start may mend it
         except UserError as error:
             ray.get(board.give_up.remote(str(error)), timeout=config.train.hang_seconds)
+            be_quiet()
             raise
+        if context.asked == Asked.MOVE:
+            be_quiet()
+            context.leave_node()
+
+
+def be_quiet() -> None:
+    """No traceback of Ray's for an end that is told in one line."""
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
 
 
 def train_jobs(jobs: list[Job], context: WatchedContext) -> None:
