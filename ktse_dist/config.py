@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from ktse_dist.errors import UserError
@@ -213,6 +213,8 @@ class Train(Model):
     batch: tuple[tuple[int, int], ...] = ((0, 16),)  # (from epoch, pictures in the global batch)
     epochs: int = Field(40, ge=1, le=10_000)
     phase1_epochs: int = Field(10, ge=0)  # classification only, before KTSE's losses start
+    # pictures that a worker sends through the network at once, against a lack of memory; None: its part of the batch
+    micro_batch: int | None = Field(None, ge=1)
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 autocast where the device computes faster in it
     recompute: bool = False  # activation checkpointing: less memory, a third more arithmetic
     compile: bool = False  # torch.compile of the backbone: minutes at first, for every shape, then faster steps
@@ -248,13 +250,39 @@ class Engine(Model):
     zero: Literal[1, 2, 3] = 2  # DeepSpeed's sharding stage
 
 
+MOST_WORKERS = 4096
+
+
+def worker_count(value: Any) -> int | tuple[int, int]:
+    """A number of workers, or the smallest and the largest one."""
+    ends = value if isinstance(value, list | tuple) and len(value) == 2 else (value, value)
+    whole = all(isinstance(end, int) and not isinstance(end, bool) for end in ends)
+    if not (whole and 1 <= ends[0] <= ends[1] <= MOST_WORKERS):
+        raise PydanticCustomError(
+            "workers", f"allowed are a number from 1 to {MOST_WORKERS}, and two of them as [smallest, largest]"
+        )
+    return tuple(value) if isinstance(value, list) else value
+
+
 class Ray(Model):
-    workers: int = Field(2, ge=1, le=4096)
+    # [smallest, largest]: as many as the cluster has room for, more or fewer of them while the run goes on
+    workers: Annotated[int | tuple[int, int], BeforeValidator(worker_count)] = 2
+    resize_seconds: float = Field(
+        60, ge=1, le=86_400
+    )  # from one look for more room to the next; growing is a new start
     use_gpu: bool = False
     threads: int = Field(1, ge=1, le=256)  # CPU threads of one worker
     max_failures: int = Field(10, ge=0, le=1000)  # new starts after lost ranks; a fault that comes back ends the run
     # the same after notices that a node will be taken away, which say nothing about the run
     max_preemptions: int = Field(1000, ge=0, le=100_000)
+
+    @property
+    def fewest(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class Kernels(Model):
@@ -301,9 +329,9 @@ class Config(Model):
     @model_validator(mode="after")
     def _every_rank_has_a_picture(self) -> "Config":
         smallest = min(size for _, size in self.train.batch)
-        if self.engine.name != "torch" and smallest < self.ray.workers:
+        if self.engine.name != "torch" and smallest < self.ray.most:
             raise ValueError(
-                f"train.batch has a batch of {smallest} for ray.workers={self.ray.workers}; every worker needs a "
+                f"train.batch has a batch of {smallest} for ray.workers={self.ray.most}; every worker needs a "
                 "picture: raise train.batch or lower ray.workers"
             )
         return self
@@ -330,7 +358,8 @@ class Config(Model):
 
     @property
     def world(self) -> int:
-        return 1 if self.engine.name == "torch" else self.ray.workers
+        """Ranks; where their number may change the fewest, each of which has the most to do."""
+        return 1 if self.engine.name == "torch" else self.ray.fewest
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:

@@ -32,15 +32,26 @@ class Board:
 
     def __init__(self, limit: float) -> None:
         self._watch, self._actors, self._stop, self._mistake = Watch(limit), {}, False, None
+        self._resizing, self._seen = False, {}
 
     def beat(self, rank: int, host: str, pid: int, step: int, actor: ActorHandle) -> bool:
         """A rank's sign of life. Returns whether the job is asked to stop."""
         self._watch.beat(rank, host, pid, step, time.monotonic())
         self._actors[rank] = actor
-        return self._stop
+        self._seen[rank] = time.monotonic()
+        return self._stop or self._resizing
 
     def leave(self, rank: int) -> None:
         self._watch.forget(rank)
+        self._seen.pop(rank, None)
+
+    def resize(self, resizing: bool) -> None:
+        """Whether all ranks are to leave with a checkpoint, because another number of them will go on."""
+        self._resizing = resizing
+
+    def ranks(self) -> list[int]:
+        """Those that are there; one that was killed has not left, but is silent."""
+        return [rank for rank, seen in self._seen.items() if time.monotonic() - seen < ANSWER_SECONDS]
 
     def stop(self) -> None:
         self._stop = True

@@ -20,6 +20,7 @@ from ktse_dist.config import Config
 from ktse_dist.data.pool import WorkerDied
 from ktse_dist.errors import UserError
 from ktse_dist.launch.board import Pulse, Warden, make_board
+from ktse_dist.launch.resize import SaveBeforeResize
 from ktse_dist.training.job import Job
 from ktse_dist.training.loop import run
 from ktse_dist.training.setup import STOPPED, prepare_process
@@ -30,6 +31,9 @@ log = logging.getLogger("ktse")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 # It asks this often whether a node will be taken away; some clouds give 15 s.
 os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+
+# Ray hears of a lost node up to 20 s late; a worker group that counted on it is given up and planned anew.
+START_SECONDS = 30
 
 
 class Asked(IntEnum):
@@ -80,6 +84,10 @@ class WatchedContext(RayContext):
     def stopping(self) -> bool:
         return self.asked != Asked.GO_ON
 
+    def report(self, metrics: dict[str, Any], checkpoint_path: Path | None = None) -> None:
+        if not self.stopping:  # then nobody listens
+            super().report(metrics, checkpoint_path)
+
     def should_stop(self) -> bool:
         """What the ranks said one step earlier, so that none waits for the exchange."""
         if self._sending:
@@ -113,18 +121,15 @@ def train_with_ray(jobs: list[Job]) -> None:
     """Run the jobs one after the other on the same workers. Raises UserError for what the user can mend."""
     config = jobs[0].config
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(collective_seconds(config))
+    if config.ray.fewest < config.ray.most:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_SECONDS))
     connect(config)
     board = make_board(config)
-    scaling = ScalingConfig(
-        num_workers=config.ray.workers,
-        use_gpu=config.ray.use_gpu,
-        resources_per_worker={"CPU": config.ray.threads} | ({"GPU": 1} if config.ray.use_gpu else {}),
-    )
     trainer = TorchTrainer(
         train_on_worker,
         train_loop_config={"jobs": jobs, "board": board},
         torch_config=TorchConfig("nccl" if config.ray.use_gpu else "gloo", timeout_s=collective_seconds(config)),
-        scaling_config=scaling,
+        scaling_config=scaling(config),
         run_config=RunConfig(
             name=f"{jobs[0].folder.path.name}-{os.getpid()}",
             storage_path=str(jobs[0].folder.path / "ray"),
@@ -133,6 +138,7 @@ def train_with_ray(jobs: list[Job]) -> None:
             ),
             worker_runtime_env={"env_vars": worker_environment(config)},
             logging_config=LoggingConfig(log_level="WARNING"),
+            callbacks=[SaveBeforeResize(board, config.train.grace_seconds)],
         ),
     )
     try:
@@ -148,12 +154,21 @@ def train_with_ray(jobs: list[Job]) -> None:
         ray.shutdown()
 
 
+def scaling(config: Config) -> ScalingConfig:
+    return ScalingConfig(
+        num_workers=config.ray.workers,
+        use_gpu=config.ray.use_gpu,
+        resources_per_worker={"CPU": config.ray.threads} | ({"GPU": 1} if config.ray.use_gpu else {}),
+        elastic_resize_monitor_interval_s=config.ray.resize_seconds,
+    )
+
+
 def connect(config: Config) -> None:
     """Join the cluster of RAY_ADDRESS (set inside a submitted job), else start one on this machine for this process."""
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level="WARNING")
     else:
-        cores = max(os.cpu_count() or 1, config.ray.workers * config.ray.threads)
+        cores = max(os.cpu_count() or 1, config.ray.most * config.ray.threads)
         check_gpus(config)
         os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody takes this machine away
         # Ray Train asks the dashboard for its own state, and floods the log without one
@@ -162,9 +177,9 @@ def connect(config: Config) -> None:
 
 def check_gpus(config: Config) -> None:
     found = torch.cuda.device_count()
-    if config.ray.use_gpu and found < config.ray.workers:
+    if config.ray.use_gpu and found < config.ray.fewest:
         raise UserError(
-            f"ray.use_gpu: {config.ray.workers} workers need a GPU each, this machine has {found}; "
+            f"ray.use_gpu: {config.ray.fewest} workers need a GPU each, this machine has {found}; "
             "lower ray.workers, set ray.use_gpu=false, or join a cluster with RAY_ADDRESS"
         )
 
@@ -185,6 +200,8 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     prepare_process(config.ray.threads)
     with Pulse(board, ray.train.get_context().get_world_rank(), config) as pulse:
         context = WatchedContext(pulse, config)
+        if context.rank == 0 and config.ray.fewest < config.ray.most:
+            log.info(f"{context.world} workers of ray.workers={list(config.ray.workers)}")
         try:
             train_jobs(jobs, context)
         except WorkerDied:
