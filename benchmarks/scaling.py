@@ -32,7 +32,7 @@ import torch.multiprocessing as mp
 from traffic import GLOO, Traffic, sent, sent_by_sockets
 from train_step import draw_batch
 
-from ktse_dist.config import load_config
+from ktse_dist.config_file import load_config
 from ktse_dist.training.engine import Engine, zero
 from ktse_dist.training.loop import make_engine
 from ktse_dist.training.setup import prepare_process

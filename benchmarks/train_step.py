@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 import kernels
 from ktse_dist import models
-from ktse_dist.config import Config, load_config
+from ktse_dist.config import Config
+from ktse_dist.config_file import load_config
 from ktse_dist.method import ktse
 from ktse_dist.method.batch import Batch
 from ktse_dist.method.ktse import KTSE

@@ -13,7 +13,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ktse_dist.config import Config, merge, parse_override, validate
+from ktse_dist.config import Config
+from ktse_dist.config_file import merge, parse_override, validate
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.inference.mask_shards import remove_partials, write_mask_index
 from ktse_dist.inference.settings import keep_settings

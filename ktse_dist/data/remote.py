@@ -130,6 +130,5 @@ def file_system(scheme: str, deadline: float) -> Any:
     except ImportError as error:
         extra = "gs" if scheme == "gs" else "remote"
         raise UserError(
-            f"{scheme}:// needs {PACKAGES[scheme]}, not installed here ({error}); "
-            f"pip install 'ktse_dist[{extra}]'"
+            f"{scheme}:// needs {PACKAGES[scheme]}, not installed here ({error}); pip install 'ktse_dist[{extra}]'"
         ) from None

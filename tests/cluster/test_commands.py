@@ -11,7 +11,8 @@ import yaml
 from ray.scripts.scripts import cli as ray_cli
 
 from ktse_dist import train
-from ktse_dist.config import Config, load_config
+from ktse_dist.config import Config
+from ktse_dist.config_file import load_config
 from ktse_dist.masks import with_mask_keys
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 import pytest
 
-from ktse_dist.config import Data, load_config
+from ktse_dist.config import Data
+from ktse_dist.config_file import load_config
 from ktse_dist.data.index import Index
 from ktse_dist.data.reader import Reader
 from ktse_dist.data.remote import Remote, reason

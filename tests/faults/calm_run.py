@@ -7,7 +7,8 @@ import tempfile
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ktse_dist.config import Config, load_config
+from ktse_dist.config import Config
+from ktse_dist.config_file import load_config
 from ktse_dist.run_folder import run_folder
 from ktse_dist.training.job import Job
 from ktse_dist.training.loop import run

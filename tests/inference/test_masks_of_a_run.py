@@ -16,7 +16,7 @@ import pytest
 from filelock import FileLock
 
 from ktse_dist import evaluate, export, masks, report
-from ktse_dist.config import load_config
+from ktse_dist.config_file import load_config
 from ktse_dist.data import pool
 from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index

@@ -6,7 +6,8 @@ import pytest
 import ray
 import torch
 
-from ktse_dist.config import Config, load_config, read_yaml, to_yaml, validate
+from ktse_dist.config import Config
+from ktse_dist.config_file import load_config, read_yaml, to_yaml, validate
 from ktse_dist.errors import UserError
 from ktse_dist.launch import ray_tune
 from ktse_dist.launch.board import Board
