@@ -52,6 +52,9 @@ class Training:
         """Until the log shows that step, or a later one."""
         until(lambda: self.steps and self.steps[-1] >= step, self)
 
+    def until_text(self, text: str) -> None:
+        until(lambda: text in self.text, self)
+
     @property
     def steps(self) -> list[int]:
         file = self.folder.metrics_file
