@@ -14,7 +14,10 @@ import torch.distributed as dist
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback  # what worker_failures holds; no public name
+from ray.train.v2._internal.exceptions import (  # what worker_failures holds; no public names
+    UserExceptionWithTraceback,
+    WorkerHealthCheckFailedError,
+)
 
 from ktse_dist.config import Config
 from ktse_dist.data.pool import WorkerDied
@@ -149,7 +152,7 @@ def train_with_ray(jobs: list[Job]) -> None:
     except SystemExit:
         raise KeyboardInterrupt from None  # how Ray Train's own handler of Ctrl-C ends
     except ray.train.TrainingFailedError as error:
-        raise user_error(error) or error from error
+        raise user_error(error) or lost_rank(error, config) or error from error
     finally:
         ray.shutdown()
 
@@ -229,6 +232,22 @@ def train_jobs(jobs: list[Job], context: WatchedContext) -> None:
 
 def user_error(error: ray.train.TrainingFailedError) -> UserError | None:
     """The user's mistake behind a failed training, if that is what ended it."""
-    failures = error.worker_failures.values() if isinstance(error, ray.train.WorkerGroupError) else ()
-    causes = (failure._base_exc for failure in failures if isinstance(failure, UserExceptionWithTraceback))
+    raised = (f for f in failures(error).values() if isinstance(f, UserExceptionWithTraceback))
+    causes = (failure._base_exc for failure in raised)
     return next((cause for cause in causes if isinstance(cause, UserError)), None)
+
+
+def lost_rank(error: ray.train.TrainingFailedError, config: Config) -> UserError | None:
+    """The one line for ranks that were lost once too often, if that ended the training."""
+    lost = [rank for rank, failure in failures(error).items() if isinstance(failure, WorkerHealthCheckFailedError)]
+    if not lost:
+        return None
+    return UserError(
+        f"ray.max_failures: rank {lost[0]} was lost, after {config.ray.max_failures} new starts, all that are allowed; "
+        "see to its machine (memory?); the same command goes on from the last checkpoint"
+    )
+
+
+def failures(error: ray.train.TrainingFailedError) -> dict[int, Exception]:
+    """By rank."""
+    return error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}

@@ -47,3 +47,11 @@ def test_a_loss_that_is_no_number_ends_the_command_in_one_line(training):
     assert run.wait() == 2, run.text[-3000:]
     assert "ktse: optimiser.phase1.lr: the loss is" in run.text.splitlines()[-1]
     assert "Error in training function" not in run.text  # how Ray begins its traceback
+
+
+def test_a_rank_lost_once_too_often_ends_the_command_in_one_line(training):
+    run = training("lost").start("ray.max_failures=0")
+    run.until_step(6)
+    run.ranks()[-1].send_signal(signal.SIGKILL)
+    assert run.wait() == 2, run.text[-3000:]
+    assert re.fullmatch(r"ktse: ray\.max_failures: rank \d was lost, after 0 new starts.*", run.text.splitlines()[-1])
