@@ -17,7 +17,8 @@ FREE = {"processes", "workers"}  # change how fast masks are made, not the masks
 
 def keep_settings(folder: Path, model: Path, config: Masks, resize: Resize, indices: Sequence[Index]) -> None:
     """Note the settings of a new folder; UserError where an old one was made with others."""
-    now = config.model_dump(mode="json", exclude=FREE)
+    unused = set() if config.refine == "irn" else {"irn"}
+    now = config.model_dump(mode="json", exclude=FREE | unused)
     with model.open("rb") as file:
         now |= {"resize": resize, "model": hashlib.file_digest(file, "sha256").hexdigest()}
     now |= {f"index of {index.split}": index.sha256 for index in indices}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -10,8 +11,23 @@ OF_PICTURES = ("images", "inside", "labels", "keys")
 OF_PARTNERS = ("partners", "partner_inside", "partner_labels")
 
 
+class Movable:
+    """A frozen dataclass whose tensors go to a device together."""
+
+    def pin_memory(self) -> Self:
+        """What a DataLoader calls, so that copies to a GPU need not wait."""
+        return self._map(Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> Self:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        tensors = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+
+
 @dataclass(frozen=True)
-class Batch:
+class Batch(Movable):
     """B pictures and the partners of the first P of them (P >= 1 in phase 2, 0 in phase 1 and in its later chunks).
 
     images uint8 [B,3,S,S], inside int32 [B,4] (method/pixels.py), labels float [B,C], keys int64 [B] (noise);
@@ -53,18 +69,27 @@ class Batch:
         real = max(0, min(stop, self.local_pairs) - start)
         return replace(self, **parts, local_pairs=real, idle=start >= len(self.images))
 
-    def pin_memory(self) -> "Batch":
-        """What a DataLoader calls, so that copies to a GPU need not wait."""
-        return self._map(Tensor.pin_memory)
-
-    def to(self, device: torch.device) -> "Batch":
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        tensors = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
-
 
 def part_of(rows: Tensor, start: int, stop: int | None) -> Tensor:
     """rows[start:stop], or the last row where that is empty; none at all without a `stop`."""
     return rows[:0] if stop is None else rows[min(start, len(rows) - 1) : stop]
+
+
+@dataclass(frozen=True)
+class LabelledBatch(Movable):
+    """B pictures with a label for every pixel, or for every few of them.
+
+    images uint8 [B,3,S,S], inside int32 [B,4] (method/pixels.py), labels uint8 [B,s,s]: class + 1, 0 background, 255
+    unknown. pictures: how many the whole global batch has; replaced as in Batch.
+    """
+
+    images: Tensor
+    inside: Tensor
+    labels: Tensor
+    pictures: int
+    replaced: tuple = ()
+
+    def chunks(self, size: int | None, world: int) -> list["LabelledBatch"]:
+        """Itself: the batches of this kind are never cut."""
+        assert size is None
+        return [self]
