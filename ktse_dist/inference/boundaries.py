@@ -33,7 +33,7 @@ def boundary_network_of(
     backbone.eval()
     head.eval()
     return BoundaryNetwork(
-        lambda images: head(backbone.stages(images))[0], backbone.mean, backbone.std, least, device, bf16
+        lambda images: head.edge(backbone.stages(images)), backbone.mean, backbone.std, least, device, bf16
     )
 
 

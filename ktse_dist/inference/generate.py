@@ -22,7 +22,17 @@ from ktse_dist.evaluation.sweep import ThresholdSweep
 from ktse_dist.inference.boundaries import BoundaryNetwork, boundaries
 from ktse_dist.inference.mask_shards import MaskFiles, atomic, write_mask_shard
 from ktse_dist.inference.multiscale import CamNetwork, Looks, PictureCams, look
-from ktse_dist.inference.refine import Blank, LabelTask, Task, Walk, label_maps, refine, refine_labels, sized
+from ktse_dist.inference.refine import (
+    Blank,
+    LabelTask,
+    Task,
+    Walk,
+    foreground,
+    label_maps,
+    refine,
+    refine_labels,
+    sized,
+)
 from ktse_dist.run_folder import write_text
 
 THRESHOLDS = tuple(step / 100 for step in range(2, 61))
@@ -257,7 +267,7 @@ def strength_scores(
 ) -> tuple[int, list[float]]:
     """How many of `rows` can be read, and mIoU in percent of their label maps for each strength; keeps their seeds for
     the pass that follows."""
-    counts, read = [Confusion(len(source.index.classes)) for _ in strengths], []
+    read: list[int] = []
 
     def keeping() -> Iterator[Seed]:
         for row in rows:
@@ -268,8 +278,30 @@ def strength_scores(
                 read.append(row)
                 yield seed
 
-    results = ordered_map(label_maps, source.tasks(keeping(), strengths), source.config.processes)
-    for place, maps in enumerate(results):
+    score = exponent_scores if source.config.refine == "crf" else threshold_scores
+    seeds = (source.kept[row] for row in read)  # `read` grows ahead of it
+    scores = score(source, source.tasks(keeping(), strengths), strengths, seeds)
+    return len(read), scores
+
+
+def exponent_scores(
+    source: SeedSource, tasks: Iterator[Task | Blank], strengths: tuple[float, ...], seeds: Iterator[Seed]
+) -> list[float]:
+    """mIoU of the label maps for each exponent of the CRF's background. seeds: those of the tasks, in their order."""
+    counts = [Confusion(len(source.index.classes)) for _ in strengths]
+    for maps in ordered_map(label_maps, tasks, source.config.processes):
+        seed = next(seeds)
         for count, labels in zip(counts, maps, strict=True):
-            count.update(labels, source.kept[read[place]].truth)
-    return len(read), [count.miou() for count in counts]
+            count.update(labels, seed.truth)
+    return [count.miou() for count in counts]
+
+
+def threshold_scores(
+    source: SeedSource, tasks: Iterator[Task | Blank], strengths: tuple[float, ...], seeds: Iterator[Seed]
+) -> list[float]:
+    """As `exponent_scores`, for thresholds: one pass over a picture's planes counts for all of them."""
+    sweep = ThresholdSweep(len(source.index.classes), strengths)
+    for planes in ordered_map(foreground, tasks, source.config.processes):
+        seed = next(seeds)
+        sweep.update(seed.cams.keys, planes, seed.truth)
+    return sweep.miou().tolist()

@@ -92,12 +92,19 @@ def label_maps(task: Task) -> list[np.ndarray]:
 def planes(task: Task) -> list[np.ndarray]:
     """Probabilities, or (irn) scores, [1+n,H,W] for each strength: the background, then the tagged classes."""
     if task.walk:
-        walked = spread(task.walk.cams, task.walk.edge, task.rgb.shape[:2], task.walk.beta)
+        walked = foreground(task)
         return [over_background(walked, level) for level in task.strengths]
     if task.refine == "none":
         return thresholded(task)
     field = PictureCRF(task.rgb, len(task.keys) + 1)
     return [field.refine(background_power(task.cams, alpha)) for alpha in task.strengths]
+
+
+def foreground(task: Task) -> np.ndarray:
+    """What stands against a threshold, float32 [n,H,W]: the CAMs, after the random walk if there is one."""
+    if not task.walk:
+        return task.cams
+    return spread(task.walk.cams, task.walk.edge, task.rgb.shape[:2], task.walk.beta)
 
 
 def label_map(task: Task, probabilities: np.ndarray) -> np.ndarray:

@@ -54,12 +54,15 @@ def load_refinement(path: Path) -> Refinement:
     tensors, metadata = load_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path}: not a refinement network of this program; delete it, ktse masks trains it again")
-    with torch.device("meta"):
-        network = Network(backbone=metadata["backbone"])
-        backbone = irn_backbone(network)
-        model = nn.ModuleDict(
-            {"backbone": backbone, "head": RefinementHead(backbone.stage_channels, backbone.stage_strides)}
-        )
+    model = empty(Network(backbone=metadata["backbone"]))
     check_fit(path, tensors, model.state_dict())
     model.load_state_dict(tensors, assign=True)
     return Refinement(model["backbone"], model["head"], int(metadata["least"]))
+
+
+def empty(network: Network) -> nn.ModuleDict:
+    """The modules without numbers, under the names of IRN's state."""
+    with torch.device("meta"):
+        backbone = irn_backbone(network)
+        head = RefinementHead(backbone.stage_channels, backbone.stage_strides)
+    return nn.ModuleDict({"backbone": backbone, "head": head})

@@ -92,6 +92,7 @@ def test_the_network_learned_and_its_backbone_did_not(finished):
     momentum = checkpoint.load(steps).momentum
     assert all(name.startswith("head.") for name in momentum)
     assert any(value.any() for value in momentum.values())
+    assert trained.head.dp_layers[6][4].running_mean.abs().min() > 0
     assert not any(parameter.requires_grad for parameter in trained.backbone.stem.parameters())
 
 
