@@ -23,8 +23,9 @@ from matplotlib.figure import Figure
 from ktse_dist.config import Config, load_config
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.evaluation.score import score
-from ktse_dist.inference.generate import SeedSource, calibrate
-from ktse_dist.masks import make_masks, network_from, splits
+from ktse_dist.inference.generate import SeedSource, calibrate, parts
+from ktse_dist.mask_work import network_from, splits
+from ktse_dist.masks import make_masks
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training.context import LocalContext
 from ktse_dist.training.job import Job
@@ -137,7 +138,7 @@ def try_settings(runs: Path, table: Path, seed: int, name: str, *keys: str) -> N
     source = SeedSource(network_from(folder.model, config.train.precision), splits(config)[0], config.masks, "opencv")
     masks = calibrate(source, folder.masks / "calibration.json")
     scores = source.new_scores()
-    for _, rows in source.rows_by_shard():
+    for _, rows in parts(source.index, source.config):
         for row in rows:
             scores.add(source.seed(row))
     threshold, miou = scores.sweep.best()

@@ -278,7 +278,8 @@ class Masks(Model):
     strength: float | None = Field(None, gt=0, le=100)
     long_side: int | None = Field(None, ge=64, le=8192)  # larger pictures are shrunk for it, their masks not
     pictures: Pictures = Pictures()
-    processes: int = Field(2, ge=1, le=256)
+    processes: int = Field(2, ge=0, le=256)  # for the refinement, beside each process that runs the network; 0: none
+    workers: int = Field(0, ge=0, le=4096)  # Ray workers, each at one picture shard at a time; 0: without Ray, here
 
 
 class Segment(Model):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ktse_dist.errors import run_main
 from ktse_dist.evaluation.score import score
-from ktse_dist.masks import splits
+from ktse_dist.mask_work import splits
 from ktse_dist.provenance import git_revision, versions
 from ktse_dist.reporting.model_card import write_card
 from ktse_dist.run_folder import RunFolder

@@ -2,19 +2,23 @@
 
 import argparse
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
+from ktse_dist.data.decode import BadSample
 from ktse_dist.data.index import SPLITS, Index
 from ktse_dist.data.pack.writer import new_dataset
 from ktse_dist.data.reader import Reader
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.inference.exports import FORMATS, Labelled, Names, new_bytes
 from ktse_dist.inference.mask_shards import MaskIndex
-from ktse_dist.masks import splits
+from ktse_dist.mask_work import splits
 from ktse_dist.run_folder import RunFolder
+
+log = logging.getLogger("ktse")
 
 
 def main(arguments: list[str]) -> None:
@@ -56,9 +60,17 @@ def labelled(folder: RunFolder, indices: list[Index], images: Path | None) -> It
         for row in filter(masks.has, range(len(index))):
             key = index.key(row)
             if images:
-                new_bytes(images / index.split / f"{key}.jpg", reader.read(row, "image"))
+                copy_picture(reader, row, images / index.split / f"{key}.jpg")
             source = str(json.loads(reader.read(row, "json")).get("source", ""))
             yield Labelled(index.split, key, source, masks.read(row, "mask"))
+
+
+def copy_picture(reader: Reader, row: int, file: Path) -> None:
+    """Unless it cannot be read, which its mask says, too."""
+    try:
+        new_bytes(file, reader.read(row, "image"))
+    except BadSample as bad:
+        log.warning("no picture: %s", bad)
 
 
 if __name__ == "__main__":

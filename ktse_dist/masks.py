@@ -1,38 +1,54 @@
-"""`python -m ktse_dist.masks --run RUN [masks.a=b ...]`: seeds and masks of a trained run, as mask shards."""
+"""`python -m ktse_dist.masks --run RUN [masks.a=b ...]`: seeds and masks of a trained run, as mask shards.
+
+A picture shard is made at a time, and what is finished stays: the same command goes on after an interruption.
+masks.workers=N shares the shards out among N Ray workers, on this machine or on the cluster of RAY_ADDRESS.
+"""
 
 import argparse
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from torch import nn
+from filelock import FileLock, Timeout
+from tqdm import tqdm
 
-from ktse_dist import models
 from ktse_dist.config import Config, merge, parse_override, validate
-from ktse_dist.data.index import Index
-from ktse_dist.data.remote_set import locate
 from ktse_dist.errors import UserError, run_main
-from ktse_dist.inference.generate import SeedSource, calibrate, write_masks, write_seed_scores
-from ktse_dist.inference.multiscale import CamNetwork, network_of
+from ktse_dist.inference.mask_shards import remove_partials, write_mask_index
 from ktse_dist.inference.settings import keep_settings
-from ktse_dist.models.weights import Model, load_model
+from ktse_dist.mask_work import (
+    Piece,
+    Told,
+    Unread,
+    check_trained,
+    is_made,
+    make_here,
+    pictures,
+    pieces,
+    place,
+    splits,
+)
 from ktse_dist.run_folder import RunFolder
-from ktse_dist.training import checkpoint
+from ktse_dist.training.setup import start_logging
+
+Way = Callable[[RunFolder, Config, Sequence[Piece], Told, tqdm], None]
+# beside section masks: what changes no mask, only who makes them and what is put up with
+SETTABLE = ("ray.use_gpu", "ray.threads", "ray.max_failures", "train.hang_seconds", "data.max_bad_fraction")
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="ktse masks", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="ktse masks", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
-    parser.add_argument("overrides", nargs="*", metavar="masks.a=b", help="keys of the masks section")
+    keys = f"keys of the masks section, {', '.join(SETTABLE)}"
+    parser.add_argument("overrides", nargs="*", metavar="masks.a=b", help=keys)
     options = parser.parse_args(arguments)
     folder = RunFolder(options.run.absolute())
     config = with_mask_keys(folder.read_config(), options.overrides)
+    start_logging()
     start = time.perf_counter()
-    made = make_masks(folder, config)
-    if folder.baseline.model.exists():
-        made += score_baseline(folder.baseline, config)
-    if folder.phase1.exists():
-        score_phase1(folder, config)
+    with alone(folder):
+        made = make_masks(folder, config)
     if made:  # a second call finds everything there, and its time is no figure
         folder.update_summary(seconds={"masks": round(time.perf_counter() - start, 1)})
     print(f"masks: {folder.masks}\nnext: ktse report --run {folder.path}")
@@ -40,57 +56,53 @@ def main(arguments: list[str]) -> None:
 
 def with_mask_keys(config: Config, overrides: list[str]) -> Config:
     for text in overrides:
-        if not text.startswith("masks."):
-            raise UserError(f"'{text}': only keys of section masks may be set here, such as masks.pictures.train=50")
+        if not text.startswith(("masks.", *(f"{key}=" for key in SETTABLE))):
+            raise UserError(
+                f"'{text}': only keys of section masks, such as masks.pictures.train=50, and {', '.join(SETTABLE)} "
+                "may be set here"
+            )
     return validate(merge(config.model_dump(by_alias=True), *(parse_override(o) for o in overrides)))
 
 
+@contextmanager
+def alone(folder: RunFolder) -> Iterator[None]:
+    """While no other command makes masks of this run: both would make the same ones. UserError if one does."""
+    check_trained(folder.model)
+    folder.masks.mkdir(exist_ok=True)
+    try:
+        with FileLock(folder.masks / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"--run {folder.path}: another ktse masks is at work there; wait for its end") from None
+
+
 def make_masks(folder: RunFolder, config: Config) -> int:
-    network = network_from(folder.model, config.train.precision)
-    keep_settings(folder.masks, folder.model, config.masks, config.data.resize, splits(config))
-    train, val = (SeedSource(network, index, config.masks, config.data.resize) for index in splits(config))
-    chosen = calibrate(train, folder.masks / "calibration.json")
-    return sum(write_masks(source, chosen["strength"], folder.masks) for source in (train, val))
+    """Make what is missing; returns how many pieces that was."""
+    indices = splits(config)
+    for run in [folder, *([folder.baseline] if folder.baseline.model.exists() else [])]:
+        keep_settings(run.masks, run.model, config.masks, config.data.resize, indices)
+    planned = pieces(folder, config, indices)
+    for where in {place(folder, piece.look) for piece in planned}:
+        remove_partials(where)
+    todo = [piece for piece in planned if not is_made(folder, piece)]
+    unread = Unread(indices, config.data.max_bad_fraction)
+    unread.look_back(folder, [piece for piece in planned if piece not in todo])
+    if todo:
+        with tqdm(desc="masks", total=sum(pictures(todo)), unit="picture", smoothing=0.1, mininterval=1) as bar:
+            way(config)(folder, config, todo, unread.add, bar)
+    for index in indices:
+        write_mask_index(folder.masks, index)
+    if count := sum(unread.counts.values()):
+        print(f"{count} pictures could not be read; their masks are 255, which every reader of masks ignores")
+    return len(todo)
 
 
-def score_baseline(folder: RunFolder, config: Config) -> int:
-    network = network_from(folder.model, config.train.precision)
-    keep_settings(folder.masks, folder.model, config.masks, config.data.resize, splits(config))
-    sources = (SeedSource(network, index, config.masks, config.data.resize) for index in splits(config))
-    return sum(write_seed_scores(source, folder.masks) for source in sources)
+def way(config: Config) -> Way:
+    if not config.masks.workers:
+        return make_here
+    from ktse_dist.launch.ray_masks import make_with_ray  # only this way needs Ray installed
 
-
-def score_phase1(folder: RunFolder, config: Config) -> None:
-    """Class scores on val of the network as it was before KTSE's losses, at one scale: where phase 2 starts from."""
-    weights = checkpoint.load(folder.phase1).weights
-    backbone, head = models.build(config.model, weights["head.fc9.weight"].shape[0] - 1, load_weights=False)
-    nn.ModuleDict({"backbone": backbone, "head": head}).load_state_dict(weights)
-    one_scale = config.masks.model_copy(update={"scales": (1.0,)})
-    _, val = splits(config)
-    source = SeedSource(inference_network(backbone, head, config.train.precision), val, one_scale, config.data.resize)
-    write_seed_scores(source, folder.phase1_scores)
-
-
-def splits(config: Config) -> tuple[Index, Index]:
-    place = locate(config.data.path, config.data)
-    return Index.open(place, "train"), Index.open(place, "val")
-
-
-def network_from(model: Path, precision: str) -> CamNetwork:
-    """A finished run's network, in the precision that it was trained with."""
-    backbone, head, _, _ = trained_model(model)
-    return inference_network(backbone, head, precision)
-
-
-def trained_model(path: Path) -> Model:
-    if not path.is_file():
-        raise UserError(f"{path}: not there; training has not finished: run the same ktse train command again")
-    return load_model(path)
-
-
-def inference_network(backbone: nn.Module, head: nn.Module, precision: str) -> CamNetwork:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return network_of(backbone.to(device), head.to(device), device, bf16=precision == "bf16")
+    return make_with_ray
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from ktse_dist.data.tag_file import read_tags
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.evaluate import evaluated
 from ktse_dist.inference.settings import kept_settings
-from ktse_dist.masks import inference_network, trained_model
+from ktse_dist.mask_work import inference_network, trained_model
 from ktse_dist.reporting.prediction_log import PredictionLog
 from ktse_dist.reporting.predictions import Predictor, predict, wanted
 from ktse_dist.run_folder import RunFolder

@@ -45,6 +45,56 @@ def write_picture(file: Path, number: int, height: int = 48, width: int = 60) ->
 
 
 @pytest.fixture(scope="session")
+def untrained_run(tmp_path_factory) -> Callable[..., Path]:
+    """`untrained_run("name", train=24, val=4)`: the folder of a run as `ktse train` leaves it, but untrained.
+
+    Pictures of 60x72 with a coloured square, tagged and with ground truth, about 6 to a shard.
+    """
+
+    def make(name: str, *keys: str, train: int = 24, val: int = 4) -> Path:
+        import torch
+        from torch import nn
+
+        from ktse_dist import models
+        from ktse_dist.config import Network, load_config
+        from ktse_dist.data.pack.writer import new_dataset, write_about, write_split
+        from ktse_dist.models.weights import save_model
+        from ktse_dist.run_folder import RunFolder
+
+        root, classes = tmp_path_factory.mktemp("runs"), ["red", "green", "blue"]
+        with new_dataset(root / "data") as building:
+            splits = {
+                split: write_split(building, split, map(square, range(count)), len(classes), 4 * 4096)
+                for split, count in (("train", train), ("val", val))
+            }
+            write_about(building, classes, splits)
+        folder, network = RunFolder(root / name), Network(weights="none")
+        given = [f"data.path={root / 'data'}", f"run.root={root}", f"run.name={name}", "model.weights=none"]
+        given += ["train.precision=fp32", "masks.scales=[1.0]", "masks.refine=none", "masks.processes=0"]
+        given += ["masks.pictures.train=null", "masks.pictures.val=null"]  # the demo takes a few
+        folder.write_config(load_config(None, [*given, *keys]))
+        folder.metrics_file.write_text(json.dumps({"step": 1, "epoch": 0, "phase": 1, "cls": 1.0, "lr": 0.1}) + "\n")
+        folder.update_summary(images_per_second=12.3, seconds={"train": 1.0})
+        torch.manual_seed(0)
+        backbone, head = models.build(network, len(classes))
+        weights = nn.ModuleDict({"backbone": backbone, "head": head}).state_dict()
+        save_model(folder.model, weights, network, classes)
+        return folder.path
+
+    return make
+
+
+def square(number: int):
+    from ktse_dist.data.pack.writer import Sample
+
+    rgb = np.random.default_rng(number).integers(0, 90, (60, 72, 3), np.uint8)
+    mask = np.zeros((60, 72), np.uint8)
+    rgb[15:40, 20:50, number % 3], mask[15:40, 20:50] = 230, number % 3 + 1
+    picture = simplejpeg.encode_jpeg(rgb, 60, "RGB", "420")
+    return Sample(f"{number:05}", picture, [number % 3], mask_png(mask), "drawn by the test")
+
+
+@pytest.fixture(scope="session")
 def voc_tree(tmp_path_factory) -> Callable[..., Path]:
     """`voc_tree(train=6, val=3)`: a new VOCdevkit in the layout of VOC2012 with train_aug.txt.
 

@@ -11,12 +11,14 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
 from typing import TypeVar
 
+from ktse_dist.errors import UserError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class WorkerDied(RuntimeError):
-    """A worker process ended without an answer, typically killed for lack of memory."""
+class WorkerDied(UserError):
+    """A worker process ended without an answer, typically killed for lack of memory; a new start may do."""
 
 
 def ordered_map(

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import BinaryIO, Literal
 
 import numpy as np
+import simplejpeg
 
-from ktse_dist.data.decode import BadSample, decode_jpeg, decode_mask
+from ktse_dist.data.decode import BadSample, check_size, decode_jpeg, decode_mask
 from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError
 
@@ -29,9 +30,8 @@ class Reader:
     def read(self, row: int, member: Member) -> bytes:
         """The member's bytes. BadSample names key and shard when there is none or its crc32 is wrong."""
         record = self.index.samples[row]
-        offset, size, crc = (int(n) for n in record[member])
-        inside = offset + size <= self.index.shards[int(record["shard"])].bytes  # else it may ask for 4 GB
-        content = self._bytes(int(record["shard"]), offset, size, crc) if inside else b""
+        _, size, crc = (int(n) for n in record[member])
+        content = self._unchecked(row, member)
         if not size or len(content) != size or zlib.crc32(content) != crc:
             found = "is damaged (crc32)" if size else "is missing"
             shard = f"{self.index.place}/{self.index.shards[int(record['shard'])].name}"
@@ -45,6 +45,29 @@ class Reader:
     def truth(self, row: int) -> np.ndarray | None:
         """The ground truth, uint8 [H,W], or None where the data set has none for this picture."""
         return self._decoded(decode_mask, row, "mask") if self.index.samples["mask"]["size"][row] else None
+
+    def size(self, row: int) -> tuple[int, int]:
+        """(height, width) of a picture that cannot be decoded, if its header or its ground truth tells, else (1, 1)."""
+        try:
+            height, width, *_ = simplejpeg.decode_jpeg_header(self._unchecked(row, "image"))
+            check_size(height, width)
+            return height, width
+        except ValueError:
+            pass
+        except BadSample:
+            return 1, 1
+        try:
+            truth = self.truth(row)
+        except BadSample:
+            return 1, 1
+        return (1, 1) if truth is None else truth.shape
+
+    def _unchecked(self, row: int, member: Member) -> bytes:
+        """What lies where the index says; nothing for a place beyond the shard, which might be 4 GB."""
+        record = self.index.samples[row]
+        offset, size, crc = (int(n) for n in record[member])
+        inside = offset + size <= self.index.shards[int(record["shard"])].bytes
+        return self._bytes(int(record["shard"]), offset, size, crc) if inside else b""
 
     def _decoded(self, decode: Callable[[bytes], np.ndarray], row: int, member: Member) -> np.ndarray:
         content = self.read(row, member)

@@ -21,6 +21,7 @@ from ktse_dist.data.decode import BadSample
 from ktse_dist.data.index import Index
 from ktse_dist.data.order import epoch_order, rank_positions
 from ktse_dist.data.partners import ATTEMPTS, Partners, Windows
+from ktse_dist.data.pool import WorkerDied
 from ktse_dist.data.prefetch import while_fetching
 from ktse_dist.data.reader import Reader
 from ktse_dist.errors import UserError
@@ -98,10 +99,23 @@ def load(index: Index, data: Data, seed: int, plan: Plan) -> Iterator[Batch]:
         multiprocessing_context="forkserver",
         pin_memory=torch.cuda.is_available(),
     )
-    for batch in loader:
+    for batch in watched(loader):
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def watched(loader: DataLoader) -> Iterator[Batch | UserError]:
+    """What the loading processes make. WorkerDied if one of them dies."""
+    try:
+        yield from loader
+    except (RuntimeError, OSError, EOFError) as error:  # the last two while torch still thinks that it lives
+        if "Caught" in str(error) or (isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error)):
+            raise  # what the pipeline itself raised over there
+        raise WorkerDied(
+            "data.workers: a loading process died (killed, or out of memory?); lower data.workers or train.batch, or "
+            "look into the system's log; the same command goes on from the last checkpoint"
+        ) from error
 
 
 class Told(IterableDataset):

@@ -15,7 +15,7 @@ from ktse_dist.errors import UserError
 from ktse_dist.evaluation.miou import Confusion
 from ktse_dist.evaluation.sweep import ThresholdSweep
 from ktse_dist.evaluation.tags import average_precisions, choose_threshold, mean_average_precision, probabilities
-from ktse_dist.inference.mask_shards import MaskIndex
+from ktse_dist.inference.mask_shards import MaskIndex, says_nothing
 from ktse_dist.inference.settings import kept_settings
 from ktse_dist.run_folder import RunFolder
 
@@ -73,13 +73,14 @@ def read_seeds(folder: Path, index: Index) -> Seeds:
 
 
 def mask_confusion(folder: Path, index: Index) -> Confusion:
-    """Masks against the ground truth of the same pictures, streamed."""
+    """Masks against the ground truth of the same pictures, streamed; pictures that could not be read are left out."""
     masks, reader = MaskIndex(folder, index), Reader(index)
     confusion = Confusion(len(index.classes))
     for row in range(len(index)):
-        truth = reader.truth(row) if masks.has(row) else None
+        mask = decode_mask(masks.read(row, "mask")) if masks.has(row) else None
+        truth = None if mask is None or says_nothing(mask) else reader.truth(row)
         if truth is not None:
-            confusion.update(decode_mask(masks.read(row, "mask")), truth)
+            confusion.update(mask, truth)
     return confusion
 
 

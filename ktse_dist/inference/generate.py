@@ -1,27 +1,27 @@
 """Seeds and masks of a data set: CAM, refinement and PNG in one pass over the pictures, a mask shard a picture shard.
 
-Nothing is made twice: a finished shard stays, so an interrupted run goes on where it stopped.
+Everything here is one piece of work; mask_work.py says which pieces a run consists of.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ktse_dist.config import Masks
 from ktse_dist.data.augment import Resize, resize_picture, target_size
+from ktse_dist.data.decode import BadSample
 from ktse_dist.data.index import Index
 from ktse_dist.data.pool import ordered_map
 from ktse_dist.data.reader import Reader
 from ktse_dist.evaluation.miou import Confusion
 from ktse_dist.evaluation.sweep import ThresholdSweep
-from ktse_dist.inference.mask_shards import MaskFiles, write_mask_index, write_mask_shard
+from ktse_dist.inference.mask_shards import MaskFiles, atomic, write_mask_shard
 from ktse_dist.inference.multiscale import CamNetwork, PictureCams, multiscale_cam
-from ktse_dist.inference.refine import Task, refine, sized
+from ktse_dist.inference.refine import Blank, Task, refine, sized
 from ktse_dist.run_folder import write_text
 
 THRESHOLDS = tuple(step / 100 for step in range(2, 61))
@@ -29,6 +29,23 @@ CALIBRATION = 150  # training pictures that choose the background strength; thei
 # Where no ground truth can choose: near the best on two sets that had one, and about the same
 # as each other: (1 - 0.3)^3 = 0.34. The published exponents 6 to 24 let in the context that our wider CAMs follow.
 DEFAULT_THRESHOLD, DEFAULT_ALPHA = 0.3, 3.0
+
+Tick = Callable[[], object]  # called when a picture is done
+
+
+class Part(NamedTuple):
+    """The pictures of one picture shard that are asked for. name: the shard's, without .tar."""
+
+    name: str
+    rows: list[int]
+
+
+class Unreadable(NamedTuple):
+    """A picture that training, too, had to leave out: why, and the size that its empty mask gets."""
+
+    row: int
+    why: str
+    size: tuple[int, int]
 
 
 class Seed(NamedTuple):
@@ -46,14 +63,21 @@ class Seed(NamedTuple):
 
 @dataclass
 class SeedScores:
-    """What the seeds of some pictures are worth: threshold sweep, and class scores for tag mAP."""
+    """What the seeds of some pictures are worth: threshold sweep, and class scores for tag mAP.
+
+    unreadable: pictures that are part of neither.
+    """
 
     sweep: ThresholdSweep
     rows: list[int] = field(default_factory=list)
     scores: list[np.ndarray] = field(default_factory=list)
     with_truth: int = 0
+    unreadable: list[Unreadable] = field(default_factory=list)
 
-    def add(self, seed: Seed) -> None:
+    def add(self, seed: Seed | Unreadable) -> None:
+        if isinstance(seed, Unreadable):
+            self.unreadable.append(seed)
+            return
         self.rows.append(seed.row)
         self.scores.append(seed.cams.scores)
         if seed.truth is not None:
@@ -61,12 +85,10 @@ class SeedScores:
             self.sweep.update(seed.cams.keys, seed.cams.cams, seed.truth)
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
-        with temporary.open("wb") as file:
-            counted = {"rows": self.rows, "scores": np.array(self.scores), "with_truth": self.with_truth}
-            np.savez(file, **counted, **self.sweep.state())
-        temporary.replace(path)
+        with atomic(path) as file:
+            counted = {"rows": np.array(self.rows, np.int64), "with_truth": self.with_truth}
+            counted["scores"] = np.array(self.scores, np.float32).reshape(len(self.rows), self.sweep.counts.shape[1])
+            np.savez(file, **counted, unreadable=[one.row for one in self.unreadable], **self.sweep.state())
 
 
 class SeedSource:
@@ -78,7 +100,14 @@ class SeedSource:
         self.reader = Reader(index)
         self.kept: dict[int, Seed] = {}  # calibration's pictures, which are soon asked for again
 
+    def look(self, row: int) -> Seed | Unreadable:
+        try:
+            return self.seed(row)
+        except BadSample as bad:
+            return Unreadable(row, str(bad), self.reader.size(row))
+
     def seed(self, row: int) -> Seed:
+        """BadSample for a picture, or a ground truth, that cannot be read."""
         return self.kept.pop(row, None) or self._compute(row)
 
     def _compute(self, row: int) -> Seed:
@@ -87,23 +116,15 @@ class SeedSource:
         cams = multiscale_cam(self.network, rgb, self.index.labels([row])[0], self.config.scales, self.resize)
         return Seed(row, rgb, cams, truth, packed.shape[:2])
 
-    def has_truth(self, row: int) -> bool:
-        return bool(self.index.samples["mask"]["size"][row])
-
     def new_scores(self) -> SeedScores:
         return SeedScores(ThresholdSweep(len(self.index.classes), THRESHOLDS))
 
-    def rows_by_shard(self) -> Iterator[tuple[str, list[int]]]:
-        """(shard name without .tar, rows) of the pictures that are asked for."""
-        shard_of_row = np.asarray(self.index.samples["shard"])[: getattr(self.config.pictures, self.index.split)]
-        for number, shard in enumerate(self.index.shards):
-            rows = np.flatnonzero(shard_of_row == number).tolist()
-            if rows:
-                yield Path(shard.name).stem, rows
-
-    def tasks(self, seeds: Iterator[Seed], strengths: tuple[float, ...]) -> Iterator[Task]:
+    def tasks(self, seeds: Iterator[Seed | Unreadable], strengths: tuple[float, ...]) -> Iterator[Task | Blank]:
         palette = np.asarray(self.index.palette, np.uint8)
         for seed in seeds:
+            if isinstance(seed, Unreadable):
+                yield Blank(palette, seed.size)
+                continue
             yield Task(seed.rgb, seed.cams.keys, seed.cams.cams, self.config.refine, strengths, palette, seed.size)
 
 
@@ -115,48 +136,51 @@ def shrunk(rgb: np.ndarray, truth: np.ndarray | None, long_side: int | None) -> 
     return resize_picture(rgb, height, width, "opencv"), None if truth is None else sized(truth, (height, width))
 
 
-def write_seed_scores(source: SeedSource, folder: Path) -> int:
-    """Score a network's seeds without making masks: what a baseline needs. Returns how many shards it did."""
-    made = 0
-    for name, rows in source.rows_by_shard():
-        path = folder / f"{name}.seeds.npz"
-        if not path.exists():
-            scores = source.new_scores()
-            for row in tqdm(rows, desc=f"seeds of {name}", unit="picture"):
-                scores.add(source.seed(row))
-            scores.save(path)
-            made += 1
-    return made
+def parts(index: Index, config: Masks) -> Iterator[Part]:
+    """Of the pictures that masks.pictures asks for."""
+    shard_of_row = np.asarray(index.samples["shard"])[: getattr(config.pictures, index.split)]
+    for number, shard in enumerate(index.shards):
+        rows = np.flatnonzero(shard_of_row == number).tolist()
+        if rows:
+            yield Part(Path(shard.name).stem, rows)
 
 
-def write_masks(source: SeedSource, strength: float, folder: Path) -> int:
-    """Mask shards, seed scores and the mask index of one split: CAMs here, refinement in processes beside it.
+def scores_file(folder: Path, part: str) -> Path:
+    return folder / f"{part}.seeds.npz"
 
-    Returns how many shards it made.
-    """
-    made = 0
-    for name, rows in source.rows_by_shard():
-        shard, scores_file = folder / f"{name}.tar", folder / f"{name}.seeds.npz"
-        if shard.exists() and scores_file.exists():
-            continue
-        scores = source.new_scores()
 
-        def scored(rows: list[int] = rows, scores: SeedScores = scores) -> Iterator[Seed]:
-            for row in rows:
-                seed = source.seed(row)
-                scores.add(seed)
-                yield seed
+def score_part(source: SeedSource, part: Part, folder: Path, tick: Tick) -> list[Unreadable]:
+    """Score a network's seeds without making masks: what a baseline needs."""
+    scores = source.new_scores()
+    for row in part.rows:
+        scores.add(source.look(row))
+        tick()
+    scores.save(scores_file(folder, part.name))
+    return scores.unreadable
 
+
+def mask_part(source: SeedSource, strength: float, part: Part, folder: Path, tick: Tick) -> list[Unreadable]:
+    """A mask shard and its seed scores: CAMs here, refinement in processes beside it."""
+    scores = source.new_scores()
+
+    def scored() -> Iterator[Seed | Unreadable]:
+        for row in part.rows:
+            seed = source.look(row)
+            scores.add(seed)
+            yield seed
+
+    def files() -> Iterator[MaskFiles]:
         results = ordered_map(refine, source.tasks(scored(), (strength,)), source.config.processes)
-        lines = tqdm(zip(rows, results, strict=True), total=len(rows), desc=f"masks of {name}", unit="picture")
-        write_mask_shard(shard, (MaskFiles(source.index.key(r), one.mask, one.confidence) for r, (one,) in lines))
-        scores.save(scores_file)
-        made += 1
-    write_mask_index(folder, source.index)
-    return made
+        for row, (one,) in zip(part.rows, results, strict=True):
+            yield MaskFiles(source.index.key(row), one.mask, one.confidence)
+            tick()
+
+    write_mask_shard(folder / f"{part.name}.tar", files())
+    scores.save(scores_file(folder, part.name))
+    return scores.unreadable
 
 
-def calibrate(source: SeedSource, path: Path) -> dict[str, Any]:
+def calibrate(source: SeedSource, path: Path, tick: Tick = lambda: None) -> dict[str, Any]:
     """The background strength for masks, and who chose it; kept in `path`.
 
     Returns {"strength", "chosen_by", "pictures", "miou"}. chosen_by `config`: masks.strength; `train`: the first
@@ -165,12 +189,11 @@ def calibrate(source: SeedSource, path: Path) -> dict[str, Any]:
     if path.exists():
         return json.loads(path.read_text())
     given, crf = source.config.strength, source.config.refine == "crf"
-    rows = [] if given else truth_rows(source)
-    if rows:
-        strengths = source.config.alphas if crf else THRESHOLDS
-        scores = strength_scores(source, rows, strengths)
+    strengths = source.config.alphas if crf else THRESHOLDS
+    pictures, scores = strength_scores(source, truth_rows(source.index, source.config), strengths, tick)
+    if pictures:
         best = int(np.argmax(scores))
-        found = {"strength": strengths[best], "chosen_by": "train", "pictures": len(rows), "miou": scores[best]}
+        found = {"strength": strengths[best], "chosen_by": "train", "pictures": pictures, "miou": scores[best]}
     else:
         default = DEFAULT_ALPHA if crf else DEFAULT_THRESHOLD
         found = {"strength": given or default, "chosen_by": "config" if given else "default", "pictures": 0}
@@ -178,21 +201,32 @@ def calibrate(source: SeedSource, path: Path) -> dict[str, Any]:
     return found
 
 
-def truth_rows(source: SeedSource) -> list[int]:
-    return [r for _, rows in source.rows_by_shard() for r in rows if source.has_truth(r)][:CALIBRATION]
+def truth_rows(index: Index, config: Masks) -> list[int]:
+    """The pictures that can choose the strength; none where the config gives it."""
+    if config.strength:
+        return []
+    has_truth = np.asarray(index.samples["mask"]["size"]) > 0
+    return [row for part in parts(index, config) for row in part.rows if has_truth[row]][:CALIBRATION]
 
 
-def strength_scores(source: SeedSource, rows: Sequence[int], strengths: tuple[float, ...]) -> list[float]:
-    """mIoU in percent of the label maps of `rows` for each strength; keeps the seeds for the pass that follows."""
-    counts = [Confusion(len(source.index.classes)) for _ in strengths]
+def strength_scores(
+    source: SeedSource, rows: Sequence[int], strengths: tuple[float, ...], tick: Tick
+) -> tuple[int, list[float]]:
+    """How many of `rows` can be read, and mIoU in percent of their label maps for each strength; keeps their seeds for
+    the pass that follows."""
+    counts, read = [Confusion(len(source.index.classes)) for _ in strengths], []
 
     def keeping() -> Iterator[Seed]:
         for row in rows:
-            source.kept[row] = source.seed(row)
-            yield source.kept[row]
+            seed = source.look(row)
+            tick()
+            if isinstance(seed, Seed):
+                source.kept[row] = seed
+                read.append(row)
+                yield seed
 
     results = ordered_map(refine, source.tasks(keeping(), strengths), source.config.processes)
-    for row, refined in tqdm(zip(rows, results, strict=True), total=len(rows), desc="calibration", unit="picture"):
+    for place, refined in enumerate(results):
         for count, one in zip(counts, refined, strict=True):
-            count.update(one.labels, source.kept[row].truth)
-    return [count.miou() for count in counts]
+            count.update(one.labels, source.kept[read[place]].truth)
+    return len(read), [count.miou() for count in counts]

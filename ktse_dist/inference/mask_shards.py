@@ -8,6 +8,7 @@ DIR/train.masks.json      format version, sha256 of the picture index, per shard
 import hashlib
 import json
 import os
+import socket
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -19,11 +20,13 @@ import numpy as np
 import webdataset as wds
 
 from ktse_dist.data.index import Index
+from ktse_dist.data.palette import IGNORE
 from ktse_dist.errors import UserError
 
 FORMAT = 1
 _MEMBER = [("offset", "<u4"), ("size", "<u4"), ("crc32", "<u4")]
 RECORD = np.dtype([("mask", _MEMBER), ("conf", _MEMBER)])
+PARTIAL = ".partial"  # how the name of an unfinished file ends
 Member = Literal["mask", "conf"]
 
 
@@ -35,9 +38,14 @@ class MaskFiles(NamedTuple):
     conf: bytes
 
 
+def says_nothing(mask: np.ndarray) -> bool:
+    """Whether a mask stands for a picture that could not be read: 255 everywhere."""
+    return bool((mask == IGNORE).all())
+
+
 def write_mask_shard(path: Path, pictures: Iterable[MaskFiles]) -> None:
     """Write one shard. It appears under its name only when complete, so an existing shard need not be made again."""
-    with _atomic(path) as file, wds.TarWriter(file, mtime=0, encoder=False) as tar:
+    with atomic(path) as file, wds.TarWriter(file, mtime=0, encoder=False) as tar:
         for picture in pictures:
             tar.write({"__key__": picture.key, "mask.png": picture.mask, "conf.png": picture.conf})
 
@@ -56,10 +64,10 @@ def write_mask_index(directory: Path, index: Index) -> None:
             rows = {index.key(row): row for row in np.flatnonzero(row_shards == number).tolist()}
             _index_shard(path, rows, records)
             shards.append({"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)})
-    with _atomic(directory / f"{index.split}.masks.npy") as file:
+    with atomic(directory / f"{index.split}.masks.npy") as file:
         np.save(file, records)
     about = {"format": FORMAT, "pictures": index.sha256, "shards": shards}
-    with _atomic(directory / f"{index.split}.masks.json") as file:
+    with atomic(directory / f"{index.split}.masks.json") as file:
         file.write(json.dumps(about, indent=1).encode())
 
 
@@ -113,10 +121,10 @@ class MaskIndex:
 
 
 @contextmanager
-def _atomic(path: Path) -> Iterator[BinaryIO]:
+def atomic(path: Path) -> Iterator[BinaryIO]:
     """A file that appears at `path` when the block ends well; else nothing changes there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
     try:
         with open(partial, "wb") as file:
             yield file
@@ -124,4 +132,10 @@ def _atomic(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
+        partial.unlink(missing_ok=True)
+
+
+def remove_partials(directory: Path) -> None:
+    """What killed processes left; only for whoever knows that no other is at work there."""
+    for partial in directory.glob(f".*{PARTIAL}"):
         partial.unlink(missing_ok=True)

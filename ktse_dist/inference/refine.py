@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
+from ktse_dist.data.palette import IGNORE
 from ktse_dist.inference.crf import PictureCRF, background_power
 from ktse_dist.inference.formats import encode_confidence, encode_mask
 
@@ -25,6 +26,13 @@ class Task(NamedTuple):
     size: tuple[int, int]
 
 
+class Blank(NamedTuple):
+    """Instead of the task of a picture that cannot be read: its mask says nothing, so that none is missing."""
+
+    palette: np.ndarray
+    size: tuple[int, int]
+
+
 class Refined(NamedTuple):
     """A label map uint8 [H,W] (class + 1, 0 background), and as PNG files of the task's size the map and the
     winner's probability."""
@@ -34,9 +42,17 @@ class Refined(NamedTuple):
     confidence: bytes
 
 
-def refine(task: Task) -> list[Refined]:
+def refine(task: Task | Blank) -> list[Refined]:
     """One result for each strength."""
+    if isinstance(task, Blank):
+        return [nothing(task)]
     return [finish(task, scores) for scores in planes(task)]
+
+
+def nothing(task: Blank) -> Refined:
+    """255 everywhere, at a confidence of 0."""
+    labels = np.full(task.size, IGNORE, np.uint8)
+    return Refined(labels, encode_mask(labels, task.palette), encode_confidence(np.zeros(task.size)))
 
 
 def planes(task: Task) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError
 from ktse_dist.run_folder import write_text
 
-FREE = {"processes"}  # changes how fast masks are made, not the masks
+FREE = {"processes", "workers"}  # change how fast masks are made, not the masks
 
 
 def keep_settings(folder: Path, model: Path, config: Masks, resize: Resize, indices: Sequence[Index]) -> None:

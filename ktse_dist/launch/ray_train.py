@@ -15,6 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback  # what worker_failures holds; no public name
 
 from ktse_dist.config import Config
+from ktse_dist.data.pool import WorkerDied
 from ktse_dist.errors import UserError
 from ktse_dist.launch.board import Pulse, Warden, make_board
 from ktse_dist.training.job import Job
@@ -157,6 +158,8 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
         context = WatchedContext(pulse, config)
         try:
             train_jobs(jobs, context)
+        except WorkerDied:
+            raise  # a new start may mend it
         except UserError as error:
             ray.get(board.give_up.remote(str(error)), timeout=config.train.hang_seconds)
             raise

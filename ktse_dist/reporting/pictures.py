@@ -13,7 +13,7 @@ from ktse_dist.data.index import Index
 from ktse_dist.data.palette import IGNORE
 from ktse_dist.data.reader import Reader
 from ktse_dist.inference.generate import Seed, SeedSource
-from ktse_dist.inference.mask_shards import MaskIndex
+from ktse_dist.inference.mask_shards import MaskIndex, says_nothing
 from ktse_dist.inference.refine import sized
 from ktse_dist.reporting.drawing import COLOURS, heat, paint, seed_labels
 
@@ -71,12 +71,14 @@ def best_median_worst(scored: list[tuple[int, float]]) -> list[tuple[str, list[t
 
 
 def mask_scores(masks: MaskIndex, index: Index, rows: Sequence[int]) -> Iterator[tuple[int, float]]:
-    """(row, mIoU) of the pictures that have ground truth."""
+    """(row, mIoU) of the pictures that have ground truth and can be read."""
     reader = Reader(index)
     for row in rows:
         if index.samples["mask"]["size"][row]:
-            truth = reader.truth(row)
-            ious = picture_iou(decode_mask(masks.read(row, "mask")), truth)
+            mask = decode_mask(masks.read(row, "mask"))
+            if says_nothing(mask):
+                continue
+            ious = picture_iou(mask, reader.truth(row))
             yield row, float(np.mean(list(ious.values()))) if ious else 0.0
 
 

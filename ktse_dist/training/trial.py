@@ -13,7 +13,7 @@ from ktse_dist.config import Config
 from ktse_dist.data.index import Index
 from ktse_dist.data.remote_set import locate
 from ktse_dist.evaluation.tags import mean_average_precision
-from ktse_dist.inference.generate import SeedScores, SeedSource
+from ktse_dist.inference.generate import SeedScores, SeedSource, parts
 from ktse_dist.inference.multiscale import CamNetwork, network_of
 from ktse_dist.run_folder import RunFolder, dataset_path, write_text
 from ktse_dist.training import checkpoint
@@ -91,9 +91,9 @@ def score(job: Job, context: RunContext) -> dict[str, Any]:
     saved = checkpoint.load(last)
     source = SeedSource(network(saved, config, len(index.classes)), index, config.masks, config.data.resize)
     scores = source.new_scores()
-    rows = [row for _, rows in source.rows_by_shard() for row in rows]
+    rows = [row for part in parts(index, config.masks) for row in part.rows]
     for row in rows[context.rank :: context.world]:
-        scores.add(source.seed(row))
+        scores.add(source.look(row))
     return summed(over_ranks(scores), index) | {"seconds": saved.state["seconds"]}
 
 

@@ -8,6 +8,7 @@ from itertools import islice
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import simplejpeg
 import torch
@@ -22,6 +23,7 @@ from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.data.pack.voc import CLASSES
 from ktse_dist.data.pack.writer import Sample, new_dataset, write_about, write_split
 from ktse_dist.data.stream import DROPOUT, Loader, Plan, stream
+from ktse_dist.errors import UserError
 
 BATCH, PAIRS = 6, 4
 
@@ -48,6 +50,16 @@ def pictures(index, world, **more):
             batch[rank::world] = part.images
         whole.append(batch)
     return torch.stack(whole)
+
+
+def test_a_loading_process_that_dies_ends_in_one_line(index):
+    loading = stream(index, Data(crop=64, long_side=(64, 96), workers=1), 7, Plan(1, 2, 0, 0, 0, 1))
+    next(loading)
+    for process in psutil.Process().children(recursive=True):
+        if process.name() == "pt_data_worker":
+            process.kill()
+    with pytest.raises(UserError, match=r"data\.workers: a loading process died"):
+        list(loading)
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from ktse_dist.config import Config, load_config
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.evaluation.score import read_seeds
-from ktse_dist.inference.generate import SeedSource, write_seed_scores
-from ktse_dist.masks import network_from, splits
+from ktse_dist.inference.generate import SeedSource, parts, score_part
+from ktse_dist.mask_work import network_from, splits
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training.job import Job
 from ktse_dist.training.trial import run_trial, train_to
@@ -72,7 +72,9 @@ def test_its_last_score_is_what_evaluate_finds_in_the_finished_run(config, fork,
     told = trial(config, fork, tmp_path, Watcher())
     folder, train = RunFolder(tmp_path), splits(config)[0]
     network = network_from(folder.model, config.train.precision)
-    write_seed_scores(SeedSource(network, train, config.masks, config.data.resize), folder.masks)
+    source = SeedSource(network, train, config.masks, config.data.resize)
+    for part in parts(train, config.masks):
+        score_part(source, part, folder.masks, lambda: None)
     seeds = read_seeds(folder.masks, train)
     assert len(seeds.tags.rows) == 10
     assert (told[-1]["threshold"], told[-1]["score"]) == seeds.sweep.best()

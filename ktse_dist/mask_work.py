@@ -1,0 +1,212 @@
+"""What `ktse masks` makes of a run, in pieces that any process may make: a network's look at one picture shard.
+
+A piece is finished when its files are there, so whoever starts next makes the others.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ktse_dist import models
+from ktse_dist.config import Config
+from ktse_dist.data.bad_samples import FEW
+from ktse_dist.data.index import Index
+from ktse_dist.data.pool import WorkerDied
+from ktse_dist.data.remote_set import locate
+from ktse_dist.errors import UserError
+from ktse_dist.inference.generate import (
+    Part,
+    SeedSource,
+    Tick,
+    Unreadable,
+    calibrate,
+    mask_part,
+    parts,
+    score_part,
+    scores_file,
+    truth_rows,
+)
+from ktse_dist.inference.multiscale import CamNetwork, network_of
+from ktse_dist.models.weights import Model, load_model
+from ktse_dist.run_folder import RunFolder
+from ktse_dist.training import checkpoint
+
+log = logging.getLogger("ktse")
+
+Look = Literal["calibration", "masks", "baseline", "phase1"]
+
+
+class Piece(NamedTuple):
+    """look: which network, and what for. `baseline`, `phase1`: their seeds are only scored.
+
+    `calibration` chooses the strength of all masks, and so comes before them.
+    """
+
+    look: Look
+    split: str
+    part: Part
+
+    def __str__(self) -> str:
+        return self.look if self.look == "calibration" else f"{self.look} of {self.part.name}"
+
+
+Told = Callable[[Piece, list[Unreadable]], None]  # called when a piece is finished
+
+
+def splits(config: Config) -> tuple[Index, Index]:
+    place = locate(config.data.path, config.data)
+    return Index.open(place, "train"), Index.open(place, "val")
+
+
+def pieces(folder: RunFolder, config: Config, indices: Sequence[Index]) -> list[Piece]:
+    """All pieces of a run in a good order, finished or not."""
+    train, val = indices
+    found = [Piece("calibration", "train", Part("calibration", truth_rows(train, config.masks)))]
+    found += [Piece("masks", index.split, part) for index in indices for part in parts(index, config.masks)]
+    if folder.baseline.model.exists():
+        found += [Piece("baseline", index.split, part) for index in indices for part in parts(index, config.masks)]
+    if folder.phase1.exists():
+        found += [Piece("phase1", "val", part) for part in parts(val, config.masks)]
+    return found
+
+
+def place(folder: RunFolder, look: Look) -> Path:
+    """Where the files of a piece lie."""
+    return {"baseline": folder.baseline.masks, "phase1": folder.phase1_scores}.get(look, folder.masks)
+
+
+def is_made(folder: RunFolder, piece: Piece) -> bool:
+    if piece.look == "calibration":
+        return calibration_file(folder).exists()
+    files = [scores_file(place(folder, piece.look), piece.part.name)]
+    files += [folder.masks / f"{piece.part.name}.tar"] if piece.look == "masks" else []
+    return all(file.exists() for file in files)
+
+
+def calibration_file(folder: RunFolder) -> Path:
+    return folder.masks / "calibration.json"
+
+
+class Maker:
+    """One process that makes pieces; keeps the network of the last one."""
+
+    def __init__(self, folder: RunFolder, config: Config):
+        self._folder, self._config = folder, config
+        self._indices = {index.split: index for index in splits(config)}
+        self._network: tuple[str, CamNetwork] | None = None
+        self._sources: dict[tuple[str, str], SeedSource] = {}
+
+    def make(self, piece: Piece, tick: Tick) -> list[Unreadable]:
+        """Make one piece; returns its pictures that cannot be read. UserError for a disk that is full, and the like."""
+        try:
+            return self._make(piece, tick)
+        except OSError as error:
+            raise UserError(f"{piece}: {error}; mend that, the same command goes on from what is finished") from error
+
+    def _make(self, piece: Piece, tick: Tick) -> list[Unreadable]:
+        source, folder = self._source(piece), place(self._folder, piece.look)
+        if piece.look in ("baseline", "phase1"):
+            return score_part(source, piece.part, folder, tick)
+        chosen = calibrate(source, calibration_file(self._folder), tick)
+        return mask_part(source, chosen["strength"], piece.part, folder, tick) if piece.look == "masks" else []
+
+    def _source(self, piece: Piece) -> SeedSource:
+        name = "masks" if piece.look == "calibration" else piece.look
+        if self._network is None or self._network[0] != name:
+            self._sources.clear()
+            self._network = name, network_for(self._folder, self._config, name)
+        if (name, piece.split) not in self._sources:
+            config = self._config.masks
+            if name == "phase1":  # a figure to compare with, at one scale
+                config = config.model_copy(update={"scales": (1.0,)})
+            index, resize = self._indices[piece.split], self._config.data.resize
+            self._sources[name, piece.split] = SeedSource(self._network[1], index, config, resize)
+        return self._sources[name, piece.split]
+
+
+def network_for(folder: RunFolder, config: Config, look: Look) -> CamNetwork:
+    if look == "phase1":
+        return phase1_network(folder, config)
+    return network_from((folder.baseline if look == "baseline" else folder).model, config.train.precision)
+
+
+def phase1_network(folder: RunFolder, config: Config) -> CamNetwork:
+    """The network as it was before KTSE's losses: where phase 2 starts from."""
+    weights = checkpoint.load(folder.phase1).weights
+    backbone, head = models.build(config.model, weights["head.fc9.weight"].shape[0] - 1, load_weights=False)
+    nn.ModuleDict({"backbone": backbone, "head": head}).load_state_dict(weights)
+    return inference_network(backbone, head, config.train.precision)
+
+
+def network_from(model: Path, precision: str) -> CamNetwork:
+    """A finished run's network, in the precision that it was trained with."""
+    backbone, head, _, _ = trained_model(model)
+    return inference_network(backbone, head, precision)
+
+
+def trained_model(path: Path) -> Model:
+    check_trained(path)
+    return load_model(path)
+
+
+def check_trained(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: not there; training has not finished: run the same ktse train command again")
+
+
+def inference_network(backbone: nn.Module, head: nn.Module, precision: str) -> CamNetwork:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return network_of(backbone.to(device), head.to(device), device, bf16=precision == "bf16")
+
+
+class Unread:
+    """The pictures without a real mask, named and counted against data.max_bad_fraction of each split."""
+
+    def __init__(self, indices: Sequence[Index], fraction: float):
+        self._pictures = {index.split: len(index) for index in indices}
+        self._fraction, self.counts = fraction, dict.fromkeys(self._pictures, 0)
+
+    def look_back(self, folder: RunFolder, made: Sequence[Piece]) -> None:
+        """Count those of finished pieces."""
+        for piece in made:
+            if piece.look == "masks":
+                with np.load(scores_file(folder.masks, piece.part.name)) as counted:
+                    found = len(counted["unreadable"]) if "unreadable" in counted else 0
+                self._count(piece, found, "named when its masks were made")
+
+    def add(self, piece: Piece, found: list[Unreadable]) -> None:
+        if piece.look != "masks":
+            return  # the same pictures, seen by other networks
+        for one in found:
+            log.warning("an empty mask, 255 everywhere: %s", one.why)
+        self._count(piece, len(found), found[-1].why if found else "")
+
+    def _count(self, piece: Piece, found: int, last: str) -> None:
+        self.counts[piece.split] += found
+        count, of = self.counts[piece.split], self._pictures[piece.split]
+        allowed = max(FEW, int(self._fraction * of))
+        if count > allowed:
+            raise UserError(
+                f"data.max_bad_fraction: {count:,} of {of:,} pictures of split '{piece.split}' could not be read, "
+                f"allowed are {allowed:,} ({last}); copy or pack the data set again and delete the masks, or raise it"
+            )
+
+
+def make_here(folder: RunFolder, config: Config, todo: Sequence[Piece], told: Told, bar: tqdm) -> None:
+    """One piece after the other in this process."""
+    maker = Maker(folder, config)
+    try:
+        for piece in todo:
+            told(piece, maker.make(piece, bar.update))
+    except WorkerDied as died:
+        raise UserError(f"masks.processes: {died}; the same command goes on from what is finished") from None
+
+
+def pictures(todo: Sequence[Piece]) -> Iterator[int]:
+    return (len(piece.part.rows) for piece in todo)
