@@ -213,6 +213,8 @@ class Train(Model):
     batch: tuple[tuple[int, int], ...] = ((0, 16),)  # (from epoch, pictures in the global batch)
     epochs: int = Field(40, ge=1, le=10_000)
     phase1_epochs: int = Field(10, ge=0)  # classification only, before KTSE's losses start
+    # pictures that a worker sends through the network at once, against a lack of memory; None: its part of the batch
+    micro_batch: int | None = Field(None, ge=1)
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 autocast where the device computes faster in it
     recompute: bool = False  # activation checkpointing: less memory, a third more arithmetic
     compile: bool = False  # torch.compile of the backbone: minutes at first, for every shape, then faster steps

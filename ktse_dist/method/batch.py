@@ -1,4 +1,4 @@
-"""What one rank sees of a global batch."""
+"""What one rank sees of a global batch, whole or in chunks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -7,9 +7,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
+OF_PICTURES = ("images", "inside", "labels", "keys")
+OF_PARTNERS = ("partners", "partner_inside", "partner_labels")
 
-class Tensors:
-    """A dataclass of tensors and numbers that moves as one."""
+
+class Movable:
+    """A frozen dataclass whose tensors go to a device together."""
 
     def pin_memory(self) -> Self:
         """What a DataLoader calls, so that copies to a GPU need not wait."""
@@ -24,14 +27,15 @@ class Tensors:
 
 
 @dataclass(frozen=True)
-class Batch(Tensors):
-    """B pictures and the partners of the first P of them (P >= 1 in phase 2, 0 in phase 1).
+class Batch(Movable):
+    """B pictures and the partners of the first P of them (P >= 1 in phase 2, 0 in phase 1 and in its later chunks).
 
     images uint8 [B,3,S,S], inside int32 [B,4] (method/pixels.py), labels float [B,C], keys int64 [B] (noise);
     partners, partner_inside, partner_labels: the same for P partners.
     pictures, pairs: how many the whole global batch has; local_pairs <= P of ours are real, a rank without any brings
     one that weighs nothing. most_tags: the largest number of tags of any picture here. replaced: what could not be read
-    and what was drawn instead of it stands here (data/bad_samples.py).
+    and what was drawn instead of it stands here (data/bad_samples.py). idle: a chunk that other ranks still have and
+    this one has not; its one picture weighs nothing.
     """
 
     images: Tensor
@@ -46,14 +50,38 @@ class Batch(Tensors):
     local_pairs: int
     most_tags: int
     replaced: tuple = ()
+    idle: bool = False
+
+    def chunks(self, size: int | None, world: int) -> list["Batch"]:
+        """Parts of at most `size` pictures (None: all), in order.
+
+        Each of the `world` ranks gets the same number of them, and a part has pairs on all ranks or on none, so that
+        every rank makes the same network passes.
+        """
+        most, most_pairs = -(-self.pictures // world), -(-self.pairs // world)
+        if size is None or size >= most:
+            return [self]
+        return [self._chunk(start, start + size, start < most_pairs) for start in range(0, most, size)]
+
+    def _chunk(self, start: int, stop: int, paired: bool) -> "Batch":
+        parts = {name: part_of(getattr(self, name), start, stop) for name in OF_PICTURES}
+        parts |= {name: part_of(getattr(self, name), start, stop if paired else None) for name in OF_PARTNERS}
+        real = max(0, min(stop, self.local_pairs) - start)
+        return replace(self, **parts, local_pairs=real, idle=start >= len(self.images))
+
+
+def part_of(rows: Tensor, start: int, stop: int | None) -> Tensor:
+    """rows[start:stop], or the last row where that is empty; none at all without a `stop`."""
+    return rows[:0] if stop is None else rows[min(start, len(rows) - 1) : stop]
 
 
 @dataclass(frozen=True)
-class MaskedBatch(Tensors):
+class MaskedBatch(Movable):
     """B pictures with masks, for the segmentation network.
 
     images uint8 [B,3,S,S]; labels uint8 [B,S,S] (0 background, class + 1, 255 unknown); trusted bool [B,S,S]: which
-    labels count; keys int64 [B] (noise). pictures: of the whole global batch; classes: without the background.
+    labels count; keys int64 [B] (noise). pictures: of the whole global batch; classes: without the background; replaced
+    as in Batch.
     """
 
     images: Tensor
@@ -63,3 +91,8 @@ class MaskedBatch(Tensors):
     pictures: int
     classes: int
     replaced: tuple = ()
+
+    def chunks(self, size: int | None, world: int) -> list["MaskedBatch"]:
+        """Itself: a chunk of ordinary batch norm is another step, so these batches are never cut."""
+        assert size is None
+        return [self]

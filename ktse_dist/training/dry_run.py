@@ -64,11 +64,13 @@ def pictures_in_flight(config: Config) -> float:
     """Pictures whose activations one worker holds at once in the costliest phase; a mixed picture counts twice."""
     method = config.method
     batch = max(size for _, size in config.train.batch)
-    pictures = float(batch)
+    share, pairs = batch / config.world, min(batch, method.transfer.pairs or batch) / config.world
+    at_once = min(share, config.train.micro_batch or share)
+    pictures = at_once
     if config.train.epochs > config.train.phase1_epochs:
-        pictures += batch if method.mga else 0
-        pictures += 3 * min(batch, method.transfer.pairs or batch) if method.uses_pairs else 0
-    return pictures / config.world
+        pictures += at_once if method.mga else 0
+        pictures += 3 * min(at_once, pairs) if method.uses_pairs else 0
+    return pictures
 
 
 def activation_bytes(backbone: nn.Module, head: nn.Module, crop: int) -> int:

@@ -35,6 +35,7 @@ FREE = {
     "train.hang_seconds",
     "train.keep",
     "train.log_steps",
+    "train.micro_batch",
 }
 
 TAGS_AT_ONCE = 4096  # pictures

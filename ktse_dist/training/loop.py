@@ -21,6 +21,7 @@ from ktse_dist.method.batch import Batch
 from ktse_dist.method.ktse import KTSE
 from ktse_dist.models.recompute import recompute_blocks
 from ktse_dist.training import checkpoint
+from ktse_dist.training.accumulation import train_step
 from ktse_dist.training.context import RunContext
 from ktse_dist.training.engine import Engine, build_engine
 from ktse_dist.training.engine.host_copies import HostCopies
@@ -184,9 +185,7 @@ class Trainer:
         for group in self.engine.groups:
             group["lr"] = lr * group["rate"] * (sgd.head_rate if group["head"] else 1.0)
             group["momentum"] = sgd.momentum
-        losses = self.engine(batch, phase=self.schedule.phase(step))
-        self.engine.update(losses["total"])
-        return {name: loss.detach() for name, loss in losses.items()}
+        return train_step(self.engine, batch, self.schedule.phase(step), self.config, self.context.world)
 
     def _check_finite(self, step: int, total: float) -> None:
         """The same answer on every rank: `total` is a mean over ranks."""

@@ -5,6 +5,7 @@ the mean is right); there is no clipping. Mixed precision is the module's own to
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +20,10 @@ Copy = Callable[[str, Tensor], Tensor]
 
 
 class Engine(Protocol):
-    """One training step is one call, one `update`; every rank makes the same calls in the same order."""
+    """One training step is one call, one `update`; every rank makes the same calls in the same order.
+
+    A step in parts is `with accumulating()`: a call and `backward`, for all parts but the last, then as above.
+    """
 
     @property
     def groups(self) -> list[dict]:
@@ -27,6 +31,16 @@ class Engine(Protocol):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the module's forward returns."""
+
+    def accumulating(self) -> AbstractContextManager:
+        """Around the call and `backward` of a part: its gradients wait for the next `update`.
+
+        Ranks exchange nothing meanwhile, except under ZeRO 2 and 3: they keep gradients only in shares, which are
+        summed over ranks part by part.
+        """
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward pass from the scalar `loss` of a part."""
 
     def update(self, loss: Tensor) -> None:
         """Backward pass from the scalar `loss`, mean of the gradients over ranks, SGD step, gradients dropped."""

@@ -1,6 +1,7 @@
 """Engines that hold the whole network in every process: plain PyTorch, and DistributedDataParallel."""
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -32,8 +33,14 @@ class TorchEngine:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 
-    def update(self, loss: Tensor) -> None:
+    def accumulating(self) -> AbstractContextManager:
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
         loss.backward()
+
+    def update(self, loss: Tensor) -> None:
+        self.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -67,6 +74,9 @@ class DdpEngine(TorchEngine):
             warnings.simplefilter("ignore", FutureWarning)
             # BatchNorm statistics never change here, so there are no buffers to broadcast.
             self.forward = DistributedDataParallel(self.module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def accumulating(self) -> AbstractContextManager:
+        return self.forward.no_sync()
 
     def state(self, copy: Copy = fresh_copy) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         return super().state(copy) if dist.get_rank() == 0 else ({}, {})

@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from types import ModuleType
 from typing import Any
@@ -50,9 +52,18 @@ class ZeroEngine:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.engine(*args, **kwargs)
 
+    @contextmanager
+    def accumulating(self) -> Iterator[None]:
+        self.engine.set_gradient_accumulation_boundary(False)
+        yield
+        self.engine.set_gradient_accumulation_boundary(True)
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss)
+
     def update(self, loss: Tensor) -> None:
         """Raises FloatingPointError for gradients that are not finite: DeepSpeed skips such a step without a word."""
-        self.engine.backward(loss)
+        self.backward(loss)
         self.engine.step()
         if not self.engine.was_step_applied():
             raise FloatingPointError("gradients are not finite, so DeepSpeed skipped the update")
