@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
@@ -63,7 +64,18 @@ class Index:
         return cls(place, split, about) if isinstance(place, Path) else cls(place.path, split, about, place)
 
     def __reduce__(self) -> tuple:
-        return Index, (self.path, self.split, self._about, self.remote)  # another process maps the file itself
+        about = (self.path, self.split, self._about, self.remote)
+        return _mapped, (*about, len(self))  # another process maps the file itself
+
+    def first(self, count: int | None) -> "Index":
+        """The first `count` pictures alone; None: all of them."""
+        if count is None or count >= len(self):
+            return self
+        part = copy(self)
+        part.samples = self.samples[:count]
+        held = np.bincount(part.samples["shard"].astype(np.int64))
+        part.shards = [shard._replace(samples=int(n)) for shard, n in zip(self.shards, held, strict=False)]
+        return part
 
     @property
     def place(self) -> str:
@@ -153,6 +165,10 @@ class Index:
         ends = self.samples["key_end"]
         if (ends[1:] < ends[:-1]).any() or int(ends[-1]) != len(self._keys):
             raise UserError(f"{file}: its keys do not follow each other; pack the data set again")
+
+
+def _mapped(path: Path, split: str, about: dict[str, Any], remote: Union["RemoteSet", None], count: int) -> Index:
+    return Index(path, split, about, remote).first(count)
 
 
 def read_dataset(path: Path) -> dict[str, Any]:

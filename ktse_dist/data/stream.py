@@ -3,9 +3,9 @@
 A webdataset pipeline whose source is our order, so that it can start at any global batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -76,17 +76,27 @@ class Plan:
         return len(range(self.rank, self.batch_size, self.world))
 
 
-def stream(index: Index, data: Data, seed: int, plan: Plan) -> Iterator[Batch]:
-    """This rank's batches of one epoch, from global batch `plan.first_batch` on; the last incomplete one is dropped."""
-    batches = load(index, data, seed, plan)
+class Making(NamedTuple):
+    """How places become samples, and samples a batch; both can be sent to a loading process."""
+
+    load: Callable[[Place], Any]
+    collate: Callable[[Sequence], Any]
+
+
+def stream(index: Index, data: Data, seed: int, plan: Plan, making: Making | None = None) -> Iterator[Any]:
+    """This rank's batches of one epoch, from global batch `plan.first_batch` on; the last incomplete one is dropped.
+
+    making: None for crops with partners, `Batch`es.
+    """
+    batches = load(index, data, seed, plan, making or Making(Loader(index, data, seed, plan.epoch), Collate(plan)))
     return while_fetching(index, data, seed, plan, batches) if index.remote else batches
 
 
-def load(index: Index, data: Data, seed: int, plan: Plan) -> Iterator[Batch]:
+def load(index: Index, data: Data, seed: int, plan: Plan, making: Making) -> Iterator[Any]:
     pipeline = wds.DataPipeline(
         Places(index, data, seed, plan),
-        wds.map(Loader(index, data, seed, plan.epoch)),
-        wds.batched(plan.pictures, collation_fn=Collate(plan), partial=False),
+        wds.map(making.load),
+        wds.batched(plan.pictures, collation_fn=making.collate, partial=False),
     )
     if not data.workers:
         yield from pipeline
@@ -105,7 +115,7 @@ def load(index: Index, data: Data, seed: int, plan: Plan) -> Iterator[Batch]:
         yield batch
 
 
-def watched(loader: DataLoader) -> Iterator[Batch | UserError]:
+def watched(loader: DataLoader) -> Iterator[Any]:
     """What the loading processes make. WorkerDied if one of them dies."""
     try:
         yield from loader
@@ -124,7 +134,7 @@ class Told(IterableDataset):
     def __init__(self, pipeline: IterableDataset):
         self.pipeline = pipeline
 
-    def __iter__(self) -> Iterator[Batch | UserError]:
+    def __iter__(self) -> Iterator[Any]:
         try:
             yield from self.pipeline
         except UserError as error:
@@ -160,16 +170,20 @@ class Loader:
         return Loader, (self.index, self.data, self.seed, self.epoch)  # a loading process, too, works on one thread
 
     def __call__(self, place: Place) -> Item:
-        replaced: list[Replaced] = []
-        row, picture = self._readable(place.anchor, place.window, place.anchor, replaced)
+        row, picture, replaced = self.own(place)
         own, partner, partner_label = self._crop(picture, place.anchor, IMAGE), None, None
-        replaced = [bad._replace(own=True) for bad in replaced[:1]] + replaced[1:]
         if place.paired:
             chosen, picture = self._readable(place.window.of(row), place.window, row, replaced)
             partner, partner_label = self._crop(picture, place.anchor, PARTNER), self.index.labels([chosen])[0]
         key = keyed.word(self.seed, self.epoch, DROPOUT, place.anchor)
         signed = key - (key >> 63 << 64)  # torch has int64 only
         return Item(own, self.index.labels([row])[0], signed, partner, partner_label, tuple(replaced))
+
+    def own(self, place: Place) -> tuple[int, np.ndarray, list[Replaced]]:
+        """The place's own picture, or one instead of it, which row it is, and what could not be read before."""
+        replaced: list[Replaced] = []
+        row, picture = self._readable(place.anchor, place.window, place.anchor, replaced)
+        return row, picture, [bad._replace(own=True) for bad in replaced[:1]] + replaced[1:]
 
     def _readable(self, row: int, window: Partners, like: int, replaced: list[Replaced]) -> tuple[int, np.ndarray]:
         """The row's picture, or the first readable one of those drawn for its place; adds those that are not."""
