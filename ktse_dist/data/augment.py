@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ktse_dist.data import keyed
+from ktse_dist.data.palette import IGNORE
 
 Resize = Literal["opencv", "pillow"]
 LONG_SIDE, MIRROR, OFFSET_X, OFFSET_Y = range(4)  # what a draw is for
@@ -73,10 +74,21 @@ def resize_for_crop(picture: np.ndarray, height: int, width: int, how: Resize) -
 
 def augment(picture: np.ndarray, choices: Draw, crop: int, how: Resize) -> Crop:
     """The training crop of a uint8 picture [H,W,3]."""
-    resized = resize_for_crop(picture, *target_size(*picture.shape[:2], choices.long_side), how)
+    return cut(resize_for_crop(picture, *target_size(*picture.shape[:2], choices.long_side), how), choices, crop, 0)
+
+
+def augment_labels(labels: np.ndarray, choices: Draw, crop: int) -> np.ndarray:
+    """The labels uint8 [H,W] of the same crop, [S,S]; 255 where the canvas is empty. Nearest pixels as Pillow's."""
+    height, width = target_size(*labels.shape, choices.long_side)
+    resized = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    return cut(resized, choices, crop, IGNORE).pixels
+
+
+def cut(resized: np.ndarray, choices: Draw, crop: int, empty: int) -> Crop:
+    """Mirror, and the part that is seen, on a canvas of the value `empty`."""
     if choices.mirror:
         resized = cv2.flip(resized, 1)
-    canvas = np.zeros((crop, crop, 3), np.uint8)
+    canvas = np.full((crop, crop, *resized.shape[2:]), empty, np.uint8)
     source_y, place_y = _overlap(resized.shape[0], crop, choices.y)
     source_x, place_x = _overlap(resized.shape[1], crop, choices.x)
     canvas[place_y, place_x] = resized[source_y, source_x]

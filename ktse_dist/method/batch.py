@@ -96,3 +96,23 @@ class MaskedBatch(Movable):
         """Itself: a chunk of ordinary batch norm is another step, so these batches are never cut."""
         assert size is None
         return [self]
+
+
+@dataclass(frozen=True)
+class LabelledBatch(Movable):
+    """B pictures with a label for every pixel, or for every few of them.
+
+    images uint8 [B,3,S,S], inside int32 [B,4] (method/pixels.py), labels uint8 [B,s,s]: class + 1, 0 background, 255
+    unknown. pictures: how many the whole global batch has; replaced as in Batch.
+    """
+
+    images: Tensor
+    inside: Tensor
+    labels: Tensor
+    pictures: int
+    replaced: tuple = ()
+
+    def chunks(self, size: int | None, world: int) -> list["LabelledBatch"]:
+        """Itself: the batches of this kind are never cut."""
+        assert size is None
+        return [self]

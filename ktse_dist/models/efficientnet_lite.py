@@ -14,6 +14,7 @@ STAGES = (
     (5, 1, 6, 112, 3), (5, 2, 6, 192, 4), (3, 1, 6, 320, 1),
 )  # fmt: skip
 FROZEN_BLOCKS = 3  # with the stem, the first two stages: edges and textures; the backward pass ends there
+STAGE_ENDS = (1, 2, 4, 10, 15)  # blocks after which `stages` looks: 4, 4, 8, 16 and up to 32 pixels apart
 NORM_EPS = 1e-3
 
 
@@ -72,6 +73,7 @@ class EfficientNetLite0(nn.Module):
     """
 
     channels = 1280
+    stage_channels = (24, 24, 40, 112, 320)
     block_kinds = (InvertedResidual,)
     mean = (127.0, 127.0, 127.0)
     std = (128.0, 128.0, 128.0)
@@ -96,6 +98,21 @@ class EfficientNetLite0(nn.Module):
         for block in self.blocks[FROZEN_BLOCKS:]:
             x = block(x)
         return F.relu6(self.head(x), inplace=True)
+
+    @torch.no_grad()
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Features after five of the blocks, `stage_channels` of them at `stage_strides`; no gradient."""
+        x = F.relu6(self.stem(images.contiguous(memory_format=torch.channels_last)), inplace=True)
+        found = []
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if number in STAGE_ENDS:
+                found.append(x)
+        return found
+
+    @property
+    def stage_strides(self) -> tuple[int, ...]:
+        return tuple(min(stride, self.stride) for stride in (4, 4, 8, 16, 32))
 
 
 def _blocks(output_stride: int) -> list[InvertedResidual]:

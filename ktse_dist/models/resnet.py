@@ -42,17 +42,18 @@ class ResNet(nn.Module):
     """Images to the 2048 channels of layer4.
 
     output_stride: 16 or 8 replace the late strides by dilation, in all blocks of their stage, as DeepLab does; 32 is
-    the ImageNet classifier's own layout. Weights start random. Frozen: conv1, layer1, all batch norms; the frozen
-    part runs without gradient. trained: nothing is frozen, and batch norms are ordinary ones (docs/method.md 4). There
-    is no dropout, so `keys` is not used.
+    the ImageNet classifier's own layout. dilate=False leaves the strides out all the same (IRN's layout). Weights start
+    random. Frozen: conv1, layer1, all batch norms; the frozen part runs without gradient. trained: nothing is frozen,
+    and batch norms are ordinary ones (docs/method.md 4). There is no dropout, so `keys` is not used.
     """
 
     channels = 2048
+    stage_channels = (64, 256, 512, 1024, 2048)
     block_kinds = (Bottleneck,)
     mean = (0.485 * 255, 0.456 * 255, 0.406 * 255)
     std = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
-    def __init__(self, depth: int, output_stride: int = 16, trained: bool = False) -> None:
+    def __init__(self, depth: int, output_stride: int = 16, dilate: bool = True, trained: bool = False) -> None:
         super().__init__()
         assert output_stride in (8, 16, 32), output_stride
         self.stride, self.trained = output_stride, trained
@@ -63,6 +64,7 @@ class ResNet(nn.Module):
             width, step = 32 << stage, 1 if stage == 1 else 2
             kept = step if reached * step <= output_stride else 1
             reached, dilation = reached * kept, dilation * step // kept
+            dilation = dilation if dilate else 1
             self.add_module(f"layer{stage}", _stage(inputs, width, blocks, kept, dilation, norm))
             inputs = 4 * width
         for name in () if trained else FROZEN:
@@ -75,6 +77,19 @@ class ResNet(nn.Module):
             x = F.relu(self.bn1(self.conv1(x)), inplace=True)
             x = self.layer1(F.max_pool2d(x, 3, 2, 1))
         return self.layer4(self.layer3(self.layer2(x)))
+
+    @torch.no_grad()
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Features of the stem and of the four layers, `stage_channels` of them at `stage_strides`; no gradient."""
+        x = images.contiguous(memory_format=torch.channels_last)
+        found = [F.max_pool2d(F.relu(self.bn1(self.conv1(x)), inplace=True), 3, 2, 1)]
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            found.append(layer(found[-1]))
+        return found
+
+    @property
+    def stage_strides(self) -> tuple[int, ...]:
+        return (4, *(min(stride, self.stride) for stride in (4, 8, 16, 32)))
 
 
 def _stage(inputs: int, width: int, blocks: int, stride: int, dilation: int, norm: Norm) -> nn.Sequential:

@@ -15,6 +15,7 @@ from ktse_dist.training.checkpoint import Checkpoint
 from ktse_dist.training.mirror import Mirror, bring_fork
 from ktse_dist.training.schedule import Schedule
 from ktse_dist.training.storage import Storage
+from ktse_dist.training.task import KTSE_TASK, Task
 
 # Sections and keys that may differ when a run goes on: they change where and how it is computed, not what.
 FREE = {
@@ -45,12 +46,13 @@ TAGS_AT_ONCE = 4096  # pictures
 class Job:
     """A run to train into `folder`; without a checkpoint of its own it starts from `start`, or from scratch.
 
-    start: a checkpoint's path, or its address.
+    start: a checkpoint's path, or its address.    task: what is trained (training/task.py).
     """
 
     config: Config
     folder: RunFolder
     start: Path | str | None = None
+    task: Task = KTSE_TASK
 
 
 def mirror_of(job: Job) -> Mirror | None:
@@ -71,6 +73,7 @@ def prepare(job: Job) -> tuple[Index, Schedule, Checkpoint | None]:
         split.check_files()
     check_room(index, job.config.data, job.config.world)
     check_tags_differ(index)
+    index = job.task.pictures(index)
     schedule = Schedule(job.config, len(index))
     own = checkpoint.latest(job.folder.checkpoints)
     if own:

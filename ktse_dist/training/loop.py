@@ -11,28 +11,23 @@ import torch
 import torch.distributed as dist
 
 import kernels
-from ktse_dist import models
 from ktse_dist.config import Config
 from ktse_dist.data.bad_samples import BadSamples
 from ktse_dist.data.index import Index
-from ktse_dist.data.stream import Plan, stream
+from ktse_dist.data.stream import Plan
 from ktse_dist.errors import UserError
-from ktse_dist.method.batch import Batch
-from ktse_dist.method.ktse import KTSE
-from ktse_dist.models.recompute import recompute_blocks
 from ktse_dist.training import checkpoint
 from ktse_dist.training.accumulation import train_step
 from ktse_dist.training.context import RunContext
 from ktse_dist.training.engine import Engine, build_engine
 from ktse_dist.training.engine.host_copies import HostCopies
-from ktse_dist.training.export import export
 from ktse_dist.training.job import Job, mirror_of, prepare
 from ktse_dist.training.metrics import Means, MetricsLog, Progress
 from ktse_dist.training.mirror import published
-from ktse_dist.training.optim import parameter_groups
 from ktse_dist.training.reached import Reached, last_step
 from ktse_dist.training.schedule import Schedule
 from ktse_dist.training.setup import uses_gpu
+from ktse_dist.training.task import KTSE_TASK, Task
 from ktse_dist.training.writer import Snapshot, Writer
 
 log = logging.getLogger("ktse")
@@ -67,7 +62,7 @@ def run_on(job: Job, context: RunContext) -> None:
     if first == schedule.total_steps and job.folder.model.exists():
         return
     kernels.set_mode(config.kernels.mode)
-    engine = make_engine(config, index)
+    engine = make_engine(config, index, job.task)
     if saved:
         engine.load(saved.weights, saved.momentum)
     # a fork counts its own time and pictures only
@@ -85,18 +80,13 @@ def device_of(config: Config) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if uses_gpu(config) else torch.device("cpu")
 
 
-def make_engine(config: Config, index: Index) -> Engine:
-    """The module with its seeded new head, in an engine. Every rank builds the same weights."""
+def make_engine(config: Config, index: Index, task: Task = KTSE_TASK) -> Engine:
+    """The task's module with its seeded new parts, in an engine. Every rank builds the same weights."""
     torch.manual_seed(config.run.seed)
-    backbone, head = models.build(config.model, len(index.classes), names=index.classes)
-    if config.train.recompute:
-        recompute_blocks(backbone)
-    if config.train.compile:
-        backbone.compile(dynamic=False)  # few shapes: a batch size for each phase and pass
-    module = KTSE(backbone, head, config.method, config.train.precision)
+    module = task.module(config, index)
     device = device_of(config)
     module.to(device=device, memory_format=torch.channels_last)
-    return build_engine(config.engine, module, parameter_groups(module, config.optimiser.weight_decay), device)
+    return build_engine(config.engine, module, task.groups(module, config), device)
 
 
 class Trainer:
@@ -157,30 +147,22 @@ class Trainer:
             log.info(f"goes on from step {first}; {again} steps are done again")
         return Reached(self.job.folder)
 
-    def _batches(self, first: int) -> Iterator[Batch]:
+    def _batches(self, first: int) -> Iterator[Any]:
         """Global batches from step `first` to the end, this rank's part of each."""
         step = first
         while step < self.schedule.total_steps:
             place = self.schedule.place(step)
             # a phase begins with an epoch, so an epoch has pairs in all of its batches or in none
-            plan = Plan(
-                place.epoch, place.batch_size, place.batch, self._pairs(step), self.context.rank, self.context.world
-            )
-            for batch in stream(self.index, self.config.data, self.config.run.seed, plan):
+            pairs = self.job.task.pairs(self.config, self.schedule.phase(step), place.batch_size)
+            plan = Plan(place.epoch, place.batch_size, place.batch, pairs, self.context.rank, self.context.world)
+            for batch in self.job.task.batches(self.config, self.index, plan):
                 self.bad.add(batch.replaced)
                 yield batch.to(self.device)
             step = self.schedule.epoch_end(place.epoch)
             self.bad.check()
             self.bad.next_epoch()
 
-    def _pairs(self, step: int) -> int:
-        """How many pictures of the global batch have a partner that a loss looks at."""
-        method, size = self.config.method, self.schedule.place(step).batch_size
-        if self.schedule.phase(step) == 1 or not method.uses_pairs:
-            return 0
-        return min(size, method.transfer.pairs or size)
-
-    def _update(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
+    def _update(self, batch: Any, step: int) -> dict[str, torch.Tensor]:
         sgd, lr = self.schedule.sgd(step), self.schedule.lr(step)
         for group in self.engine.groups:
             group["lr"] = lr * group["rate"] * (sgd.head_rate if group["head"] else 1.0)
@@ -193,8 +175,8 @@ class Trainer:
             phase = self.schedule.phase(step - 1)
             last = checkpoint.latest(self.job.folder.checkpoints)
             raise UserError(
-                f"optimiser.phase{phase}.lr: the loss is {total} at step {step}; lower it or use train.precision=fp32. "
-                f"The last checkpoint is {last or 'none'}"
+                f"{self.job.task.rate_key(phase)}: the loss is {total} at step {step}; lower it or use "
+                f"train.precision=fp32. The last checkpoint is {last or 'none'}"
             )
 
     def _log(self, metrics: MetricsLog, progress: Progress, step: int, losses: dict[str, float]) -> None:
@@ -245,5 +227,5 @@ class Trainer:
         folder = self.job.folder
         seconds, pictures = progress.spent
         folder.update_summary(images_per_second=round(pictures / seconds, 2), seconds={"train": round(seconds, 1)})
-        export(folder, weights, self.config, self.index)
+        self.job.task.export(folder, weights, self.config, self.index)
         self.writer.publish(folder.metrics_file, *published(folder))
