@@ -205,6 +205,7 @@ class Optimiser(Model):
     horizon: Literal["actual", "batch_8"] = "actual"  # batch_8: updates as if every batch had 8 pictures
     warmup_steps: int = Field(0, ge=0)  # first steps of a run, over which learning rates rise linearly
     lr_batch: int | None = Field(None, ge=1)  # batch that the rates are meant for; others scale them linearly
+    floor: float | None = Field(None, ge=0, le=1)  # what the learning rate does not fall below; None: 0
 
 
 class Train(Model):

@@ -16,16 +16,16 @@ def train_step(engine: Engine, batch: Batch, phase: int, config: Config, world: 
     pixels the pseudo-labels of all chunks have: for that one pass without gradient goes ahead, with the same noise.
     """
     chunks = batch.chunks(config.train.micro_batch, world)
-    counts = None
+    known = {}
     if len(chunks) > 1 and phase == 2 and config.method.ssr:
-        counts = count_pixels(engine, chunks, phase)
+        known["counts"] = count_pixels(engine, chunks, phase)
     found: dict[str, Tensor] = {}
     for chunk in chunks[:-1]:
         with engine.accumulating():
-            losses = engine(chunk, phase=phase, counts=counts)
+            losses = engine(chunk, phase=phase, **known)
             engine.backward(losses["total"])
         found = added(found, losses)
-    losses = engine(chunks[-1], phase=phase, counts=counts)
+    losses = engine(chunks[-1], phase=phase, **known)
     engine.update(losses["total"])
     return added(found, losses)
 
