@@ -1,20 +1,16 @@
 """Stage 2: from the masks of a run to a segmentation network, its masks and its score."""
 
 import json
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ktse_dist import segment
-from ktse_dist.config import load_config
 from ktse_dist.data.index import Index
-from ktse_dist.data.pack.stickers import pack_stickers
-from ktse_dist.data.reader import Reader
 from ktse_dist.errors import UserError
-from ktse_dist.inference.formats import encode_confidence, encode_mask
-from ktse_dist.inference.mask_shards import MaskFiles, MaskIndex, write_mask_index, write_mask_shard
+from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.models.segmenter import load_segmenter
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training import checkpoint
@@ -22,48 +18,29 @@ from ktse_dist.training.loop import run
 
 KEYS = ["data.crop=64", "train.batch=[[0,4]]", "train.epochs=3", "train.phase1_epochs=1", "train.log_steps=1"]
 KEYS += ["segment.scales=[0.5]", "masks.processes=0"]
-PICTURES = 8
-
-
-@pytest.fixture
-def made(tmp_path) -> RunFolder:
-    """A run whose masks are the ground truth, half of each picture trusted."""
-    folder = RunFolder(tmp_path / "run")
-    pack_stickers(tmp_path / "data", train=12, val=4)
-    keys = ["engine.name=torch", f"data.path={tmp_path}/data", "data.crop=64", "data.long_side=[64,96]"]
-    config = load_config(None, [*keys, f"masks.pictures.train={PICTURES}", "train.precision=fp32"])
-    folder.write_config(config)
-    index = Index.open(tmp_path / "data", "train")
-    reader, palette = Reader(index), np.asarray(index.palette, np.uint8)
-    for number, shard in enumerate(index.shards):
-        rows = np.flatnonzero(index.samples["shard"][:PICTURES] == number).tolist()
-        truths = ((index.key(row), reader.truth(row)) for row in rows)
-        files = (MaskFiles(key, encode_mask(t, palette), encode_confidence(np.ones(t.shape))) for key, t in truths)
-        write_mask_shard(folder.masks / shard.name, files)
-    write_mask_index(folder.masks, index)
-    (folder.masks / "settings.json").write_text(config.masks.model_dump_json())
-    return folder
 
 
 def call(folder: RunFolder, *more: str) -> None:
     segment.main(["--run", str(folder.path), *KEYS, *more])
 
 
-def test_masks_become_a_network_its_masks_of_val_and_a_score(made):
-    call(made)
-    model = load_segmenter(made.segment.model)
+def test_masks_become_a_network_its_masks_of_val_and_a_score(masked_run):
+    call(masked_run)
+    model = load_segmenter(masked_run.segment.model)
     assert len(model.networks) == 2 and len(model.classes) == 20
-    lines = [json.loads(line) for line in made.segment.metrics_file.read_text().splitlines()]
+    lines = [json.loads(line) for line in masked_run.segment.metrics_file.read_text().splitlines()]
     assert [line["phase"] for line in lines] == [1, 1, 2, 2, 2, 2]
     assert lines[-1].keys() >= {"ce1", "ce2", "cot1", "cot2", "total"}
-    val = Index.open(made.path.parent / "data", "val")
-    masks = MaskIndex(made.segment.masks, val)
+    val = Index.open(masked_run.path.parent / "data", "val")
+    masks = MaskIndex(masked_run.segment.masks, val)
     assert all(masks.has(row) for row in range(len(val)))
-    summary = made.read_summary()
+    summary = masked_run.read_summary()
     assert all(0 <= summary[f"network_miou_{look}"] <= 100 for look in ("single", "multi", "final"))
-    before = made.segment.masks.stat().st_mtime_ns
-    call(made)  # finds everything there
-    assert made.segment.masks.stat().st_mtime_ns >= before
+    files = [masked_run.segment.model, *masked_run.segment.masks.glob("*.tar"), *masked_run.segment.masks.glob("*.npz")]
+    before = [file.stat().st_mtime_ns for file in files]
+    call(masked_run)
+    assert [file.stat().st_mtime_ns for file in files] == before  # nothing is made twice
+    assert masked_run.read_summary()["network_miou_final"] == summary["network_miou_final"]
 
 
 class Interrupted:
@@ -81,10 +58,10 @@ class Interrupted:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_stopped_stage_goes_on_to_the_same_weights(made, count):
-    config = segment.stage2(made.read_config(), [*KEYS, f"segment.networks={count}", "segment.sure=0.2"])
-    whole, parts = (segment.job_of(made, config) for _ in range(2))
-    parts = segment.Job(config, RunFolder(made.path / "parts"), task=whole.task, forks=False, free=whole.free)
+def test_a_stopped_stage_goes_on_to_the_same_weights(masked_run, count):
+    config = segment.stage2(masked_run.read_config(), [*KEYS, f"segment.networks={count}", "segment.sure=0.2"])
+    whole = segment.job_of(masked_run, config)
+    parts = replace(whole, folder=RunFolder(masked_run.path / "parts"))
     run(whole, Interrupted(-1))
     for _ in range(3):
         run(parts, Interrupted(2))
@@ -105,12 +82,12 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(made, count):
         (["model.backbone=resnet101", "model.output_stride=8"], "model.weights"),
     ],
 )
-def test_a_mistake_is_one_line(made, keys, said):
+def test_a_mistake_is_one_line(masked_run, keys, said):
     with pytest.raises(UserError, match=said.replace("[", r"\[")):
-        call(made, *keys)
+        call(masked_run, *keys)
 
 
-def test_missing_masks_are_named(made):
-    (made.masks / "settings.json").write_text(json.dumps({"pictures": {"train": PICTURES + 2}}))
+def test_missing_masks_are_named(masked_run):
+    (masked_run.masks / "settings.json").write_text(json.dumps({"pictures": {"train": 10}}))
     with pytest.raises(UserError, match="no mask of"):
-        call(made)
+        call(masked_run)

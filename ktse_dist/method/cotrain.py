@@ -112,11 +112,15 @@ def step_losses(logits: Sequence[Tensor], mixed: Mixed, boundary_weight: float) 
 
 
 def average_statistics(module: nn.Module) -> None:
-    """Running means and variances of trained batch norms, the same on every rank: a checkpoint holds them all."""
-    running = [buffer for name, buffer in module.named_buffers() if name.endswith(("running_mean", "running_var"))]
-    if not dist.is_initialized() or not any(isinstance(part, nn.BatchNorm2d) for part in module.modules()):
+    """Running means and variances of trained batch norms, the same on every rank: a checkpoint holds them all.
+
+    New tensors take their place, since the backward pass still reads those of the forward pass.
+    """
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    if not norms or not dist.is_initialized():
         return
-    flat = torch.cat([buffer.flatten() for buffer in running])
+    flat = torch.cat([statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)])
     dist.all_reduce(flat)
-    for buffer, mean in zip(running, (flat / world_size()).split([b.numel() for b in running]), strict=True):
-        buffer.copy_(mean.view_as(buffer))
+    statistics = iter((flat / world_size()).split([norm.num_features for norm in norms for _ in range(2)]))
+    for norm in norms:
+        norm.running_mean, norm.running_var = (next(statistics).clone() for _ in range(2))
