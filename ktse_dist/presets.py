@@ -49,7 +49,6 @@ SEGMENT: dict[str, Any] = {
 # What differs where the run's own backbone is the small one, for a few CPU cores: its crops, and fewer epochs.
 SEGMENT_SMALL: dict[str, Any] = {
     "model": {"backbone": "efficientnet_lite0", "output_stride": 16},
-    "optimiser": {"phase1": {"head_rate": 10.0}, "phase2": {"head_rate": 10.0}},  # few steps for a new head
     "train": {"epochs": 12},
 }
 

@@ -1,6 +1,12 @@
 """Stage 2: from the masks of a run to a segmentation network, its masks and its score."""
 
 import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -91,3 +97,27 @@ def test_missing_masks_are_named(masked_run):
     (masked_run.masks / "settings.json").write_text(json.dumps({"pictures": {"train": 10}}))
     with pytest.raises(UserError, match="no mask of"):
         call(masked_run)
+
+
+@pytest.mark.slow
+def test_a_stage_killed_at_random_ends_as_if_it_never_was(masked_run, tmp_path):
+    twin = RunFolder(tmp_path / "twin")
+    shutil.copytree(masked_run.path, twin.path)
+    call(twin, "train.checkpoint_steps=1")
+    command = [sys.executable, "-m", "ktse_dist.segment", "--run", str(masked_run.path), *KEYS]
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    steps = sorted(random.Random(seed).sample(range(1, 6), 2))
+    for step in steps:
+        with subprocess.Popen([*command, "train.checkpoint_steps=1"], start_new_session=True) as process:
+            while process.poll() is None and reached(masked_run) < step:
+                time.sleep(0.02)
+            process.send_signal(signal.SIGKILL)
+    subprocess.run([*command, "train.checkpoint_steps=1"], check=True, timeout=600)
+    expected, found = (load_file(folder.segment.model) for folder in (twin, masked_run))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def reached(folder: RunFolder) -> int:
+    path = checkpoint.latest(folder.segment.checkpoints)
+    return int(path.name.removeprefix("step-")) if path else 0

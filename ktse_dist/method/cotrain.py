@@ -44,18 +44,19 @@ class CoTraining(nn.Module):
 
     def forward(self, batch: MaskedBatch, phase: int) -> Losses:
         levels = batch.images.to(torch.float32, memory_format=torch.channels_last)
-        with torch.autocast(levels.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            mixed = self._mix(levels, batch, phase)
-            images = mixed.scene.images
-            if self.config.colour:
-                images = recolour(images, batch.keys, COLOUR)
-            logits = [upsampled(network(self._inputs(images)), images.shape[2:]) for network in self.networks]
+        mixed = self._mix(levels, batch, phase)
+        images = recolour(mixed.scene.images, batch.keys, COLOUR) if self.config.colour else mixed.scene.images
+        logits = self._logits(images)
         average_statistics(self)
         losses = step_losses(logits, mixed, self.config.boundary_weight)
         return {name: share(loss, len(levels), batch.pictures) for name, loss in losses.items()}
 
-    def _inputs(self, levels: Tensor) -> Tensor:
-        return normalise_levels(levels, self.networks[0].mean, self.networks[0].std)
+    def _logits(self, levels: Tensor) -> list[Tensor]:
+        """Each network's answer to pictures [B,3,H,W], at their size and in fp32: [B,C+1,H,W]."""
+        images = normalise_levels(levels, self.networks[0].mean, self.networks[0].std)
+        with torch.autocast(levels.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            found = [network(images) for network in self.networks]
+        return [upsampled(logits, levels.shape[2:]) for logits in found]
 
     def _mix(self, levels: Tensor, batch: MaskedBatch, phase: int) -> Mixed:
         offline = Scene(levels, batch.labels, batch.trusted)
@@ -73,7 +74,7 @@ class CoTraining(nn.Module):
     def predictions(self, levels: Tensor) -> Tensor:
         """Mean logits of the networks in inference mode at the size of the pictures: [B,C+1,H,W]."""
         self.eval()
-        logits = [upsampled(network(self._inputs(levels)), levels.shape[2:]) for network in self.networks]
+        logits = self._logits(levels)
         self.train()
         return torch.stack(logits).mean(dim=0)
 
