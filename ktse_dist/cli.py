@@ -11,6 +11,7 @@ VERBS = {
     "train": "ktse_dist.train",
     "tune": "ktse_dist.tune",
     "masks": "ktse_dist.masks",
+    "segment": "ktse_dist.segment",
     "evaluate": "ktse_dist.evaluate",
     "report": "ktse_dist.report",
     "predict": "ktse_dist.predict",

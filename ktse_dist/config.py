@@ -193,6 +193,7 @@ class Optimiser(Model):
     horizon: Literal["actual", "batch_8"] = "actual"  # batch_8: updates as if every batch had 8 pictures
     warmup_steps: int = Field(0, ge=0)  # first steps of a run, over which learning rates rise linearly
     lr_batch: int | None = Field(None, ge=1)  # batch that the rates are meant for; others scale them linearly
+    floor: float | None = Field(None, ge=0, le=1)  # what the learning rate does not fall below; None: 0
 
 
 class Train(Model):
@@ -321,6 +322,29 @@ class Masks(Model):
     workers: int = Field(0, ge=0, le=4096)  # Ray workers, each at one picture shard at a time; 0: without Ray, here
 
 
+class Segment(Model):
+    """Stage 2, a segmentation network learnt from the masks (docs/method.md 4)."""
+
+    networks: Literal[1, 2] = 2  # two teach each other where the masks are not trusted
+    trusted: float = Field(0.5, gt=0, le=1)  # share of a class's pixels in a mask, the surest ones, whose label counts
+    sure: float = Field(0.95, gt=0, lt=1)  # probability from which the networks' own answer is a label
+    mix: float = Field(0.5, ge=0, le=1)  # share of the pictures that get objects of another one pasted in
+    boundary_weight: float = Field(0.2, ge=0)  # more loss along the edges of what was pasted
+    colour: bool = True  # change colours at random
+    area: tuple[float, float] = (0.5, 0.75)  # of a picture that a training crop covers
+    # of the final test; the published: 0.75, 1, 1.25
+    scales: tuple[Annotated[float, Field(ge=0.1, le=4)], ...] = Field((0.75, 1.0, 1.25), min_length=1)
+    crf: Literal["none", "plain", "wrapped"] = "plain"  # wrapped: on the published test's picture (quirk 27)
+    long_side: int | None = Field(None, ge=64, le=8192)  # larger pictures are shrunk for the test, their masks not
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Segment":
+        low, high = self.area
+        if not 0.01 <= low <= high <= 1:
+            raise ValueError(f"area is {[low, high]}; allowed are 0.01 <= smallest <= largest <= 1")
+        return self
+
+
 class Config(Model):
     """One run, complete."""
 
@@ -334,6 +358,7 @@ class Config(Model):
     ray: Ray = Ray()
     kernels: Kernels = Kernels()
     masks: Masks = Masks()
+    segment: Segment = Segment()
 
     @model_validator(mode="after")
     def _every_rank_has_a_picture(self) -> "Config":

@@ -29,4 +29,27 @@ CORRECTED: dict[str, Any] = {
     },
 }
 
+# Stage 2 over the run's own config (docs/method.md 4). The first phase is its warm-up.
+SEGMENT: dict[str, Any] = {
+    "data": {"crop": 512},
+    "model": {"backbone": "resnet101", "output_stride": 8, "weights": "imagenet"},
+    "optimiser": {
+        "phase1": {"lr": 0.01, "momentum": 0.9, "head_rate": 1.0},
+        "phase2": {"lr": 0.01, "momentum": 0.9, "head_rate": 1.0},
+        "weight_decay": 1e-4,
+        "power": 0.9,
+        "horizon": "actual",
+        "warmup_steps": 0,
+        "lr_batch": None,
+        "floor": 1e-5,
+    },
+    "train": {"batch": [[0, 16]], "epochs": 100, "phase1_epochs": 2, "baseline": False, "micro_batch": None},
+}
+
+# What differs where the run's own backbone is the small one, for a few CPU cores: its crops, and fewer epochs.
+SEGMENT_SMALL: dict[str, Any] = {
+    "model": {"backbone": "efficientnet_lite0", "output_stride": 16},
+    "train": {"epochs": 12},
+}
+
 PRESETS = {"published": PUBLISHED, "corrected": CORRECTED}

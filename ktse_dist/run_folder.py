@@ -86,6 +86,11 @@ class RunFolder:
         """The classification-only run forked from the end of phase 1."""
         return RunFolder(self.path / "baseline", self.address and f"{self.address}/baseline")
 
+    @property
+    def segment(self) -> "RunFolder":
+        """Stage 2, the segmentation network learnt from this run's masks."""
+        return RunFolder(self.path / "segment")
+
     def write_config(self, config: Config) -> None:
         write_text(self.config_file, to_yaml(config))
 

@@ -193,3 +193,31 @@ def coco_shapes(number: int) -> list[dict]:
             {"segmentation": text | {"counts": text["counts"].decode()}, "area": 330, "iscrowd": 0, "category_id": 44}
         )
     return shapes
+
+
+@pytest.fixture
+def masked_run(tmp_path):
+    """A run that was not trained; the masks of its first 8 training pictures are the ground truth."""
+    from ktse_dist.config_file import load_config
+    from ktse_dist.data.index import Index
+    from ktse_dist.data.pack.stickers import pack_stickers
+    from ktse_dist.data.reader import Reader
+    from ktse_dist.inference.formats import encode_confidence, encode_mask
+    from ktse_dist.inference.mask_shards import MaskFiles, write_mask_index, write_mask_shard
+    from ktse_dist.run_folder import RunFolder
+
+    folder = RunFolder(tmp_path / "run")
+    pack_stickers(tmp_path / "data", train=12, val=4)
+    keys = ["engine.name=torch", f"data.path={tmp_path}/data", "data.crop=64", "data.long_side=[64,96]"]
+    config = load_config(None, [*keys, "masks.pictures.train=8", "train.precision=fp32"])
+    folder.write_config(config)
+    index = Index.open(tmp_path / "data", "train")
+    reader, palette = Reader(index), np.asarray(index.palette, np.uint8)
+    for number, shard in enumerate(index.shards):
+        rows = np.flatnonzero(index.samples["shard"][:8] == number).tolist()
+        truths = ((index.key(row), reader.truth(row)) for row in rows)
+        files = (MaskFiles(key, encode_mask(t, palette), encode_confidence(np.ones(t.shape))) for key, t in truths)
+        write_mask_shard(folder.masks / shard.name, files)
+    write_mask_index(folder.masks, index)
+    (folder.masks / "settings.json").write_text(config.masks.model_dump_json())
+    return folder

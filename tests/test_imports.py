@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "ktse_dist").rglob("*.py")) + sorted((ROOT / "kernels").rglob("*.py"))
 LIBRARY = {"data", "models", "method", "inference", "evaluation", "reporting"}
-ENTRIES = {"train", "tune", "masks", "evaluate", "report", "predict", "export", "cli"}
+ENTRIES = {"train", "tune", "masks", "evaluate", "report", "predict", "export", "segment", "cli"}
 
 
 def modules(path: Path) -> set[str]:

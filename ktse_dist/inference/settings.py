@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ktse_dist.config import Masks
+from ktse_dist.config import Masks, Model
 from ktse_dist.data.augment import Resize
 from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError
@@ -15,9 +15,11 @@ from ktse_dist.run_folder import write_text
 FREE = {"processes", "workers"}  # change how fast masks are made, not the masks
 
 
-def keep_settings(folder: Path, model: Path, config: Masks, resize: Resize, indices: Sequence[Index]) -> None:
-    """Note the settings of a new folder; UserError where an old one was made with others."""
-    unused = set() if config.refine == "irn" else {"irn"}
+def keep_settings(
+    folder: Path, model: Path, config: Model, resize: Resize, indices: Sequence[Index], section: str = "masks"
+) -> None:
+    """Note the settings of a new folder, config's `section`; UserError where an old one was made with others."""
+    unused = {"irn"} if isinstance(config, Masks) and config.refine != "irn" else set()
     now = config.model_dump(mode="json", exclude=FREE | unused)
     with model.open("rb") as file:
         now |= {"resize": resize, "model": hashlib.file_digest(file, "sha256").hexdigest()}
@@ -30,18 +32,19 @@ def keep_settings(folder: Path, model: Path, config: Masks, resize: Resize, indi
         raise UserError(f"{file}: {older}; delete {folder} to make them anew")
     for key, value in now.items():
         if then[key] != value:
-            raise UserError(difference(folder, model, key, then[key], value))
+            raise UserError(difference(folder, model, f"{section}.{key}", then[key], value))
     write_text(file, json.dumps(now, indent=1) + "\n")
 
 
 def difference(folder: Path, model: Path, key: str, then: Any, now: Any) -> str:
     anew = f"delete {folder} to make its masks anew"
-    if key.startswith("index of"):
-        return f"data.path: other pictures than the masks in {folder} were made of ({key}); {anew}"
-    if key == "model":
+    name = key.partition(".")[2]
+    if name.startswith("index of"):
+        return f"data.path: other pictures than the masks in {folder} were made of ({name}); {anew}"
+    if name == "model":
         return f"{model}: another one than the masks in {folder} were made with; {anew}"
-    section = "data" if key == "resize" else "masks"
-    return f"{section}.{key}: {now!r}, but the masks in {folder} were made with {then!r}; set it back, or {anew}"
+    shown = "data.resize" if name == "resize" else key
+    return f"{shown}: {now!r}, but the masks in {folder} were made with {then!r}; set it back, or {anew}"
 
 
 def kept_settings(folder: Path) -> Masks:

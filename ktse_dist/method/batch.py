@@ -76,6 +76,29 @@ def part_of(rows: Tensor, start: int, stop: int | None) -> Tensor:
 
 
 @dataclass(frozen=True)
+class MaskedBatch(Movable):
+    """B pictures with masks, for the segmentation network.
+
+    images uint8 [B,3,S,S]; labels uint8 [B,S,S] (0 background, class + 1, 255 unknown); trusted bool [B,S,S]: which
+    labels count; keys int64 [B] (noise). pictures: of the whole global batch; classes: without the background; replaced
+    as in Batch.
+    """
+
+    images: Tensor
+    labels: Tensor
+    trusted: Tensor
+    keys: Tensor
+    pictures: int
+    classes: int
+    replaced: tuple = ()
+
+    def chunks(self, size: int | None, world: int) -> list["MaskedBatch"]:
+        """Itself: a chunk of ordinary batch norm is another step, so these batches are never cut."""
+        assert size is None
+        return [self]
+
+
+@dataclass(frozen=True)
 class LabelledBatch(Movable):
     """B pictures with a label for every pixel, or for every few of them.
 

@@ -12,8 +12,12 @@ def normalise(pixels: Tensor, inside: Tensor, mean: tuple[float, ...], std: tupl
     mean, std: three numbers each, in grey levels (0 to 255).
     """
     levels = pixels.to(torch.float32, memory_format=torch.channels_last)
-    scaled = (levels - _planes(mean, levels.device)) / _planes(std, levels.device)
-    return scaled * inside_mask(inside, *pixels.shape[2:])
+    return normalise_levels(levels, mean, std) * inside_mask(inside, *pixels.shape[2:])
+
+
+def normalise_levels(levels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """float [B,3,H,W] in grey levels to what the network takes."""
+    return (levels - _planes(mean, levels.device)) / _planes(std, levels.device)
 
 
 def inside_mask(inside: Tensor, height: int, width: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 from ktse_dist.config import Network
 from ktse_dist.errors import UserError
 from ktse_dist.models.cam_head import CamHead
+from ktse_dist.models.deeplab import DeepLab
 from ktse_dist.models.efficientnet_lite import EfficientNetLite0, imagenet_state
 from ktse_dist.models.resnet import ResNet
 from ktse_dist.models.resnet38d import ResNet38d
@@ -47,13 +48,27 @@ def build(
     return backbone, head
 
 
-def new_backbone(network: Network) -> nn.Module:
-    """The backbone with random weights."""
+def build_deeplab(network: Network, classes: int, load_weights: bool = True) -> DeepLab:
+    """DeepLabV2 with the backbone that `network.weights` asks for and a head drawn from torch's global generator.
+
+    Of a file with a CAM head the backbone alone is taken. Raises UserError as `build` does.
+    """
+    if not load_weights or network.weights == "none":
+        return DeepLab(new_backbone(network, trained=True), classes)
+    start = pretrained(network)
+    with torch.device("meta"):
+        backbone = new_backbone(network, trained=True)
+    backbone.load_state_dict(start.backbone, assign=True)
+    return DeepLab(backbone, classes)
+
+
+def new_backbone(network: Network, trained: bool = False) -> nn.Module:
+    """The backbone with random weights. trained: a ResNet's batch norms and first layers, too."""
     match network.backbone:
         case "resnet38d":
             return ResNet38d()
         case "resnet50" | "resnet101" as name:
-            return ResNet(int(name.removeprefix("resnet")), network.output_stride)
+            return ResNet(int(name.removeprefix("resnet")), network.output_stride, trained=trained)
         case _:
             return EfficientNetLite0(network.output_stride)
 

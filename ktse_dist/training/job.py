@@ -1,5 +1,6 @@
 """What a run is, and whether it may start: everything the user can mend, found before any worker starts."""
 
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,16 @@ class Job:
     """A run to train into `folder`; without a checkpoint of its own it starts from `start`, or from scratch.
 
     start: a checkpoint's path, or its address.    task: what is trained (training/task.py).
+    forks: whether the end of phase 1 is kept for others to start from.
+    free: sections and keys, beside FREE, that say nothing about this job.
     """
 
     config: Config
     folder: RunFolder
     start: Path | str | None = None
     task: Task = KTSE_TASK
+    forks: bool = True
+    free: frozenset[str] = frozenset({"segment"})
 
 
 def mirror_of(job: Job) -> Mirror | None:
@@ -79,7 +84,7 @@ def prepare(job: Job) -> tuple[Index, Schedule, Checkpoint | None]:
     if own:
         saved = checkpoint.load(own)
         check_same_data(saved, index, own)
-        check_same_run(saved, job.config, own)
+        check_same_run(saved, job.config, own, job.free)
     else:
         start = local_start(job)
         saved = checkpoint.load(start) if start else None  # a fork: another method on the same pictures
@@ -116,10 +121,10 @@ def check_same_data(saved: Checkpoint, index: Index, position: Path) -> None:
         )
 
 
-def check_same_run(saved: Checkpoint, config: Config, position: Path) -> None:
+def check_same_run(saved: Checkpoint, config: Config, position: Path, free: Set[str] = frozenset()) -> None:
     """A run goes on only with the settings it was started with."""
     then, now = (flatten(c) for c in (saved.state["config"], config.model_dump(mode="json", by_alias=True)))
-    changed = [key for key in sorted(then | now) if then.get(key) != now.get(key) and not is_free(key)]
+    changed = [key for key in sorted(then | now) if then.get(key) != now.get(key) and not is_free(key, FREE | free)]
     if changed:
         key = changed[0]
         raise UserError(
@@ -128,8 +133,8 @@ def check_same_run(saved: Checkpoint, config: Config, position: Path) -> None:
         )
 
 
-def is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+def is_free(key: str, free: Set[str]) -> bool:
+    return any(key == one or key.startswith(f"{one}.") for one in free)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

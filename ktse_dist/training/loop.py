@@ -203,6 +203,7 @@ class Trainer:
 
     def _names(self, step: int) -> list[str]:
         forks_here = step == self.schedule.phase1_steps < self.schedule.total_steps and not self.job.start
+        forks_here &= self.job.forks
         return [self.job.folder.phase1.name] * forks_here + [f"step-{step:08}"]
 
     def _state(self, step: int, bad: int) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Schedule:
         optimiser = self.optimiser
         scale = self.place(step).batch_size / optimiser.lr_batch if optimiser.lr_batch else 1.0
         rise = min(1.0, (step + 1) / (optimiser.warmup_steps + 1))
-        return self.sgd(step).lr * scale * rise * poly(step, self.horizon, optimiser.power)
+        return max(optimiser.floor or 0.0, self.sgd(step).lr * scale * rise * poly(step, self.horizon, optimiser.power))
 
     @property
     def horizon(self) -> int:

@@ -72,7 +72,7 @@ class DdpEngine(TorchEngine):
         super().__init__(module, groups, device)
         with warnings.catch_warnings():  # torch 2.13 renames broadcast_buffers; 2.11 knows no other name
             warnings.simplefilter("ignore", FutureWarning)
-            # BatchNorm statistics never change here, so there are no buffers to broadcast.
+            # BatchNorm statistics never change, or the module keeps them equal (method/cotrain.py): none to broadcast.
             self.forward = DistributedDataParallel(self.module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def accumulating(self) -> AbstractContextManager:

@@ -1,0 +1,98 @@
+"""A segmentation network's masks of a split, a shard at a time, and what they are worth against ground truth."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ktse_dist.config import Segment
+from ktse_dist.data.decode import BadSample
+from ktse_dist.data.index import Index
+from ktse_dist.data.pool import ordered_map
+from ktse_dist.data.reader import Reader
+from ktse_dist.evaluation.miou import Confusion
+from ktse_dist.inference.finish import Answer, finish
+from ktse_dist.inference.generate import Part, Tick, shrunk
+from ktse_dist.inference.mask_shards import MaskFiles, atomic, write_mask_shard
+from ktse_dist.inference.refine import Blank, Refined, sized
+from ktse_dist.inference.segmentation import SegmentationNetwork, segmented
+
+log = logging.getLogger("ktse")
+
+LOOKS = ("single", "multi", "final")  # at one scale; over scales; with the CRF, as the files show it
+
+
+class Scores:
+    """Pixel counts of the three looks at some pictures; pictures: how many had ground truth."""
+
+    def __init__(self, classes: int):
+        self.looks = {look: Confusion(classes) for look in LOOKS}
+        self.pictures = 0
+
+    def save(self, path: Path) -> None:
+        with atomic(path) as file:
+            np.savez(file, pictures=self.pictures, **{look: found.counts for look, found in self.looks.items()})
+
+    def add(self, path: Path) -> None:
+        with np.load(path) as saved:
+            self.pictures += int(saved["pictures"])
+            for look, found in self.looks.items():
+                found.counts += saved[look]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The masks of one split in `folder`: a finished shard stays, so the same command goes on where it stopped."""
+
+    network: SegmentationNetwork
+    index: Index
+    config: Segment
+    processes: int
+    folder: Path
+
+    def make(self, part: Part, tick: Tick) -> None:
+        """One mask shard and its scores, unless they are there."""
+        if self.scores_file(part).exists() and (self.folder / f"{part.name}.tar").exists():
+            for _ in part.rows:
+                tick()
+            return
+        scores, truths = Scores(len(self.index.classes)), {}
+        results = ordered_map(finish, self._looked(part, scores, truths), self.processes)
+
+        def files() -> Iterator[MaskFiles]:
+            for row, result in zip(part.rows, results, strict=True):
+                self._count(scores, result, truths.pop(row, None))
+                yield MaskFiles(self.index.key(row), result.mask, result.confidence)
+                tick()
+
+        write_mask_shard(self.folder / f"{part.name}.tar", files())
+        scores.save(self.scores_file(part))
+
+    def scores_file(self, part: Part) -> Path:
+        return self.folder / f"{part.name}.scores.npz"
+
+    def _looked(self, part: Part, scores: Scores, truths: dict[int, np.ndarray]) -> Iterator[Answer | Blank]:
+        """What the network says of each picture, scored so far as no file is needed for it."""
+        reader, palette = Reader(self.index), np.asarray(self.index.palette, np.uint8)
+        for row in part.rows:
+            try:
+                packed, truth = reader.picture(row), reader.truth(row)
+            except BadSample as bad:
+                log.warning("an empty mask, 255 everywhere: %s", bad)
+                yield Blank(palette, reader.size(row))
+                continue
+            size = packed.shape[:2]
+            rgb, _ = shrunk(packed, None, self.config.long_side)
+            seen = segmented(self.network, rgb, self.config.scales)
+            if truth is not None:
+                truths[row] = truth
+                scores.looks["single"].update(sized(seen.first, size), truth)
+                scores.looks["multi"].update(sized(seen.probabilities.argmax(0).astype(np.uint8), size), truth)
+            yield Answer(rgb, seen.probabilities, self.config.crf, palette, size)
+
+    def _count(self, scores: Scores, result: Refined, truth: np.ndarray | None) -> None:
+        if truth is not None:
+            scores.looks["final"].update(result.labels, truth)
+            scores.pictures += 1

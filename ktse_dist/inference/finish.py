@@ -1,0 +1,40 @@
+"""From class probabilities to a mask: the last CRF, and PNG files. Free of torch: it runs in a pool."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ktse_dist.inference.crf import DEEPLAB_CRF, crf
+from ktse_dist.inference.formats import encode_confidence, encode_mask
+from ktse_dist.inference.refine import Blank, Refined, nothing, sized
+
+MEAN = (122.675, 116.669, 104.008)  # that the published test subtracts
+
+Picture = Literal["none", "plain", "wrapped"]  # what the CRF looks at
+
+
+class Answer(NamedTuple):
+    """rgb uint8 [H,W,3], probabilities float32 [K,H,W]; size: (height, width) of the files to make."""
+
+    rgb: np.ndarray
+    probabilities: np.ndarray
+    crf: Picture
+    palette: np.ndarray
+    size: tuple[int, int]
+
+
+def finish(answer: Answer | Blank) -> Refined:
+    """The answer as files, with the label map that they show."""
+    if isinstance(answer, Blank):
+        return nothing(answer)
+    planes = answer.probabilities
+    if answer.crf != "none":
+        planes = crf(seen(answer.rgb, answer.crf), planes, DEEPLAB_CRF)
+    labels = sized(planes.argmax(0).astype(np.uint8), answer.size)
+    surety = sized(planes.max(0), answer.size)
+    return Refined(labels, encode_mask(labels, answer.palette), encode_confidence(surety))
+
+
+def seen(rgb: np.ndarray, picture: Picture) -> np.ndarray:
+    """The picture for the CRF. wrapped: less the mean and cast to bytes, so that dark becomes bright (quirk 27)."""
+    return rgb if picture == "plain" else (rgb - np.array(MEAN, np.float32)).astype(np.int16).astype(np.uint8)

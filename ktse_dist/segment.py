@@ -1,0 +1,153 @@
+"""`python -m ktse_dist.segment --run RUN [a.b=c ...]`: a segmentation network learnt from a run's masks, and its score.
+
+Needs the masks that `ktse masks` made of the training pictures. Goes on where it stopped.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ktse_dist.config import Config
+from ktse_dist.config_file import merge, parse_override, validate
+from ktse_dist.data.pool import WorkerDied
+from ktse_dist.errors import UserError, run_main
+from ktse_dist.inference.answers import LOOKS, Answers, Scores
+from ktse_dist.inference.generate import parts
+from ktse_dist.inference.mask_shards import remove_partials, write_mask_index
+from ktse_dist.inference.segmentation import SegmentationNetwork
+from ktse_dist.inference.settings import keep_settings, kept_settings
+from ktse_dist.mask_work import splits
+from ktse_dist.models.segmenter import load_segmenter
+from ktse_dist.presets import SEGMENT, SEGMENT_SMALL
+from ktse_dist.run_folder import RunFolder
+from ktse_dist.train import check_compiler, check_installed, check_kernels, make_folder, train
+from ktse_dist.training.job import Job, prepare
+from ktse_dist.training.segment_task import SegmentTask
+from ktse_dist.training.setup import STOPPED, start_logging
+
+SMALL = "efficientnet_lite0"
+SECTIONS = ("segment", "train", "optimiser", "model", "engine", "ray", "kernels")
+KEYS = ("data.crop", "data.workers", "data.max_bad_fraction", "masks.processes")
+# What the training does not look at, or only the test: these may change when it goes on.
+FREE = frozenset({"method", "segment.scales", "segment.crf", "segment.long_side"})
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="ktse segment", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
+    about = f"keys of the sections {', '.join(SECTIONS)}, and {', '.join(KEYS)}, over those of the run"
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help=about)
+    options = parser.parse_args(arguments)
+    folder = RunFolder(options.run.absolute())
+    config = stage2(folder.read_config(), options.overrides)
+    start_logging()
+    job = job_of(folder, config)
+    check_installed(config)
+    check_compiler(config)
+    check_kernels(config)
+    prepare(job)
+    make_folder(job.folder)
+    train([job])
+    if not job.folder.model.exists():
+        print(f"stopped: {job.folder.path}; the same command goes on where it stopped")
+        raise SystemExit(STOPPED)
+    found = test(folder, config)
+    print(f"{line(found)}\nnetwork: {job.folder.model}\nits masks of val: {job.folder.masks}")
+
+
+def stage2(run: Config, overrides: list[str]) -> Config:
+    """The run's own config under the published stage 2, or its small form where the run's backbone is the small one.
+
+    Overrides win over both. UserError for a key that may not be set here, and for values that do not go together.
+    """
+    for text in overrides:
+        key = text.partition("=")[0]
+        if key.partition(".")[0] not in SECTIONS and key not in KEYS:
+            raise UserError(f"'{text}': only keys of {', '.join(SECTIONS)}, and {', '.join(KEYS)} may be set here")
+    base = run.model_dump(by_alias=True)
+    preset = SEGMENT
+    if run.model.backbone == SMALL:
+        preset = merge(SEGMENT, {"data": {"crop": run.data.crop}}, SEGMENT_SMALL)
+    config = validate(merge(base, preset, *(parse_override(text) for text in overrides)))
+    check_batch(config)
+    if config.train.recompute and config.model.backbone in ("resnet50", "resnet101"):
+        raise UserError(
+            "train.recompute: stage 2 trains batch norms, which would count every picture twice; leave it out, or "
+            "lower train.batch"
+        )
+    return config
+
+
+def check_batch(config: Config) -> None:
+    pairs = 2 * config.world
+    wrong = [size for _, size in config.train.batch if size % pairs]
+    if wrong:
+        raise UserError(
+            f"train.batch has a batch of {wrong[0]} for {config.world} workers, and pictures are mixed in pairs; "
+            f"allowed are multiples of {pairs}"
+        )
+    if config.train.micro_batch:
+        raise UserError("train.micro_batch: stage 2 mixes pictures of a whole batch; leave it out or lower train.batch")
+
+
+def job_of(folder: RunFolder, config: Config) -> Job:
+    count = kept_settings(folder.masks).pictures.train
+    return Job(config, folder.segment, task=SegmentTask(folder.masks, count), forks=False, free=FREE)
+
+
+def test(folder: RunFolder, config: Config) -> dict[str, Any]:
+    """Masks of the val pictures into the stage's folder, and their score into the run's summary.json."""
+    start, own = time.perf_counter(), folder.segment
+    model = load_segmenter(own.model)
+    _, val = splits(config)
+    planned = list(parts(val, kept_settings(folder.masks)))
+    keep_settings(own.masks, own.model, config.segment, config.data.resize, [val], "segment")
+    remove_partials(own.masks)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    networks = [network.to(device) for network in model.networks]
+    network = SegmentationNetwork(networks, device, config.train.precision == "bf16")
+    answers = Answers(network, val, config.segment, config.masks.processes, own.masks)
+    scores = Scores(len(val.classes))
+    with tqdm(desc="test", total=sum(len(part.rows) for part in planned), unit="picture", mininterval=1) as bar:
+        for part in planned:
+            try:
+                answers.make(part, bar.update)
+            except WorkerDied as died:
+                raise UserError(f"masks.processes: {died}; the same command goes on") from None
+            scores.add(answers.scores_file(part))
+    write_mask_index(own.masks, val)
+    fields = network_scores(scores, val.classes)
+    seconds = own.read_summary()["seconds"]["train"]
+    test_seconds = round(time.perf_counter() - start, 1)
+    folder.update_summary(**fields, seconds={"segment": seconds, "segment_test": test_seconds})
+    return fields
+
+
+def network_scores(scores: Scores, classes: list[str]) -> dict[str, Any]:
+    """Percent, on val; null without ground truth."""
+    known = scores.pictures > 0
+    fields: dict[str, Any] = {
+        f"network_miou_{look}": round(scores.looks[look].miou(), 2) if known else None for look in LOOKS
+    }
+    ious = scores.looks["final"].iou().round(2).tolist()
+    fields["network_per_class"] = dict(zip(["background", *classes], ious, strict=True)) if known else None
+    return fields | {"network_pictures": scores.pictures}
+
+
+def line(found: dict[str, Any]) -> str:
+    """The score for people."""
+    if found["network_miou_final"] is None:
+        return "no ground truth, so no mIoU of the network"
+    single, multi, final = (found[f"network_miou_{look}"] for look in LOOKS)
+    return (
+        f"network         mIoU {final:6.2f} on val ({found['network_pictures']} pictures); {single:.2f} at one scale, "
+        f"{multi:.2f} over scales"
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

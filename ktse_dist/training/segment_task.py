@@ -1,0 +1,76 @@
+"""Stage 2 as a task of the loop: segmentation networks that learn from mask shards (docs/method.md 4)."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ktse_dist import __version__
+from ktse_dist.config import Config
+from ktse_dist.data.index import Index
+from ktse_dist.data.masked import masked
+from ktse_dist.data.stream import Plan, stream
+from ktse_dist.errors import UserError
+from ktse_dist.inference.mask_shards import MaskIndex
+from ktse_dist.method.batch import MaskedBatch
+from ktse_dist.method.cotrain import CoTraining
+from ktse_dist.models import build_deeplab
+from ktse_dist.models.recompute import recompute_blocks
+from ktse_dist.models.segmenter import save_segmenter
+from ktse_dist.provenance import git_revision
+from ktse_dist.run_folder import RunFolder
+from ktse_dist.training.checkpoint import file_digest
+
+
+@dataclass(frozen=True)
+class SegmentTask:
+    """masks: the folder with the mask shards of the first `count` training pictures (None: of all)."""
+
+    masks: Path
+    count: int | None
+
+    def pictures(self, index: Index) -> Index:
+        known, found = index.first(self.count), MaskIndex(self.masks, index)
+        missing = next((row for row in range(len(known)) if not found.has(row)), None)
+        if missing is not None:
+            raise UserError(f"{self.masks}: no mask of '{index.key(missing)}'; run ktse masks again, which goes on")
+        return known
+
+    def module(self, config: Config, index: Index) -> nn.Module:
+        networks = [build_deeplab(config.model, len(index.classes)) for _ in range(config.segment.networks)]
+        for network in networks:
+            if config.train.recompute:
+                recompute_blocks(network.backbone)
+            if config.train.compile:
+                network.backbone.compile(dynamic=False)
+        return CoTraining(networks, config.segment, config.train.precision)
+
+    def groups(self, module: nn.Module, config: Config) -> list[dict]:
+        """One rate and decay for all, as published; `head` marks where optimiser.phaseN.head_rate applies."""
+        named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+        groups = []
+        for head in (False, True):
+            members = [(name, parameter) for name, parameter in named if (".aspp." in name) == head]
+            names, params = zip(*members, strict=True)
+            rest = {"rate": 1.0, "head": head, "weight_decay": config.optimiser.weight_decay}
+            groups.append({"params": list(params), "names": list(names)} | rest)
+        return groups
+
+    def pairs(self, config: Config, phase: int, batch_size: int) -> int:
+        return 0  # partners are in the batch itself
+
+    def batches(self, config: Config, index: Index, plan: Plan) -> Iterator[MaskedBatch]:
+        making = masked(index, config.data, config.segment, config.run.seed, plan, self.masks)
+        return stream(index, config.data, config.run.seed, plan, making)
+
+    def rate_key(self, phase: int) -> str:
+        return f"optimiser.phase{phase}.lr"
+
+    def export(self, folder: RunFolder, weights: dict[str, Tensor], config: Config, index: Index) -> None:
+        made = {"made_by": f"ktse_dist {__version__}", "git": git_revision() or "", "index_sha256": index.sha256}
+        unfinished = folder.model.with_name(f".unfinished-{folder.model.name}")
+        save_segmenter(unfinished, weights, config.model, index.classes, made)
+        folder.update_summary(model_sha256=file_digest(unfinished))
+        os.replace(unfinished, folder.model)

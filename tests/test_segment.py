@@ -1,0 +1,123 @@
+"""Stage 2: from the masks of a run to a segmentation network, its masks and its score."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ktse_dist import segment
+from ktse_dist.data.index import Index
+from ktse_dist.errors import UserError
+from ktse_dist.inference.mask_shards import MaskIndex
+from ktse_dist.models.segmenter import load_segmenter
+from ktse_dist.run_folder import RunFolder
+from ktse_dist.training import checkpoint
+from ktse_dist.training.loop import run
+
+KEYS = ["data.crop=64", "train.batch=[[0,4]]", "train.epochs=3", "train.phase1_epochs=1", "train.log_steps=1"]
+KEYS += ["segment.scales=[0.5]", "masks.processes=0"]
+
+
+def call(folder: RunFolder, *more: str) -> None:
+    segment.main(["--run", str(folder.path), *KEYS, *more])
+
+
+def test_masks_become_a_network_its_masks_of_val_and_a_score(masked_run):
+    call(masked_run)
+    model = load_segmenter(masked_run.segment.model)
+    assert len(model.networks) == 2 and len(model.classes) == 20
+    lines = [json.loads(line) for line in masked_run.segment.metrics_file.read_text().splitlines()]
+    assert [line["phase"] for line in lines] == [1, 1, 2, 2, 2, 2]
+    assert lines[-1].keys() >= {"ce1", "ce2", "cot1", "cot2", "total"}
+    val = Index.open(masked_run.path.parent / "data", "val")
+    masks = MaskIndex(masked_run.segment.masks, val)
+    assert all(masks.has(row) for row in range(len(val)))
+    summary = masked_run.read_summary()
+    assert all(0 <= summary[f"network_miou_{look}"] <= 100 for look in ("single", "multi", "final"))
+    files = [masked_run.segment.model, *masked_run.segment.masks.glob("*.tar"), *masked_run.segment.masks.glob("*.npz")]
+    before = [file.stat().st_mtime_ns for file in files]
+    call(masked_run)
+    assert [file.stat().st_mtime_ns for file in files] == before  # nothing is made twice
+    assert masked_run.read_summary()["network_miou_final"] == summary["network_miou_final"]
+
+
+class Interrupted:
+    rank, world, step = 0, 1, 0
+
+    def __init__(self, steps: int):
+        self.left = steps
+
+    def report(self, metrics, checkpoint_path=None):
+        pass
+
+    def should_stop(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_stopped_stage_goes_on_to_the_same_weights(masked_run, count):
+    config = segment.stage2(masked_run.read_config(), [*KEYS, f"segment.networks={count}", "segment.sure=0.2"])
+    whole = segment.job_of(masked_run, config)
+    parts = replace(whole, folder=RunFolder(masked_run.path / "parts"))
+    run(whole, Interrupted(-1))
+    for _ in range(3):
+        run(parts, Interrupted(2))
+    expected, found = (load_file(job.folder.model) for job in (whole, parts))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert checkpoint.latest(parts.folder.checkpoints).name == "step-00000006"
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["run.name=other"], "may be set here"),
+        (["segment.mixx=1"], "Did you mean 'segment.mix'"),
+        (["train.batch=[[0,5]]"], "multiples of 2"),
+        (["train.micro_batch=2"], "train.micro_batch"),
+        (["segment.area=[0.8,0.5]"], "segment.area"),
+        (["model.backbone=resnet101", "model.output_stride=8"], "model.weights"),
+    ],
+)
+def test_a_mistake_is_one_line(masked_run, keys, said):
+    with pytest.raises(UserError, match=said.replace("[", r"\[")):
+        call(masked_run, *keys)
+
+
+def test_missing_masks_are_named(masked_run):
+    (masked_run.masks / "settings.json").write_text(json.dumps({"pictures": {"train": 10}}))
+    with pytest.raises(UserError, match="no mask of"):
+        call(masked_run)
+
+
+@pytest.mark.slow
+def test_a_stage_killed_at_random_ends_as_if_it_never_was(masked_run, tmp_path):
+    twin = RunFolder(tmp_path / "twin")
+    shutil.copytree(masked_run.path, twin.path)
+    call(twin, "train.checkpoint_steps=1")
+    command = [sys.executable, "-m", "ktse_dist.segment", "--run", str(masked_run.path), *KEYS]
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    steps = sorted(random.Random(seed).sample(range(1, 6), 2))
+    for step in steps:
+        with subprocess.Popen([*command, "train.checkpoint_steps=1"], start_new_session=True) as process:
+            while process.poll() is None and reached(masked_run) < step:
+                time.sleep(0.02)
+            process.send_signal(signal.SIGKILL)
+    subprocess.run([*command, "train.checkpoint_steps=1"], check=True, timeout=600)
+    expected, found = (load_file(folder.segment.model) for folder in (twin, masked_run))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def reached(folder: RunFolder) -> int:
+    path = checkpoint.latest(folder.segment.checkpoints)
+    return int(path.name.removeprefix("step-")) if path else 0
