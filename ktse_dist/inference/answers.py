@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ktse_dist.config import Segment
-from ktse_dist.data.decode import BadSample
+from ktse_dist.data.decode import BadSample, decode_mask
 from ktse_dist.data.index import Index
 from ktse_dist.data.pool import ordered_map
 from ktse_dist.data.reader import Reader
@@ -94,5 +94,5 @@ class Answers:
 
     def _count(self, scores: Scores, result: Refined, truth: np.ndarray | None) -> None:
         if truth is not None:
-            scores.looks["final"].update(result.labels, truth)
+            scores.looks["final"].update(decode_mask(result.mask), truth)
             scores.pictures += 1

@@ -24,7 +24,7 @@ class Answer(NamedTuple):
 
 
 def finish(answer: Answer | Blank) -> Refined:
-    """The answer as files, with the label map that they show."""
+    """The answer as files."""
     if isinstance(answer, Blank):
         return nothing(answer)
     planes = answer.probabilities
@@ -32,7 +32,7 @@ def finish(answer: Answer | Blank) -> Refined:
         planes = crf(seen(answer.rgb, answer.crf), planes, DEEPLAB_CRF)
     labels = sized(planes.argmax(0).astype(np.uint8), answer.size)
     surety = sized(planes.max(0), answer.size)
-    return Refined(labels, encode_mask(labels, answer.palette), encode_confidence(surety))
+    return Refined(encode_mask(labels, answer.palette), encode_confidence(surety))
 
 
 def seen(rgb: np.ndarray, picture: Picture) -> np.ndarray:

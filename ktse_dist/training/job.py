@@ -40,6 +40,8 @@ FREE = {
     "train.micro_batch",
 }
 
+OF_LATER_STAGES = frozenset({"segment"})  # says nothing about KTSE's own run
+
 TAGS_AT_ONCE = 4096  # pictures
 
 
@@ -57,7 +59,7 @@ class Job:
     start: Path | str | None = None
     task: Task = KTSE_TASK
     forks: bool = True
-    free: frozenset[str] = frozenset({"segment"})
+    free: frozenset[str] = OF_LATER_STAGES
 
 
 def mirror_of(job: Job) -> Mirror | None:
@@ -133,7 +135,7 @@ def check_same_run(saved: Checkpoint, config: Config, position: Path, free: Set[
         )
 
 
-def is_free(key: str, free: Set[str]) -> bool:
+def is_free(key: str, free: Set[str] = FREE | OF_LATER_STAGES) -> bool:
     return any(key == one or key.startswith(f"{one}.") for one in free)
 
 
