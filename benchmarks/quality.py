@@ -24,7 +24,8 @@ from ktse_dist.config import Config
 from ktse_dist.config_file import load_config
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.evaluation.score import score
-from ktse_dist.inference.generate import SeedSource, calibrate, parts
+from ktse_dist.inference.calibration import calibrate
+from ktse_dist.inference.generate import SeedSource, parts
 from ktse_dist.mask_work import network_from, splits
 from ktse_dist.masks import make_masks
 from ktse_dist.run_folder import RunFolder

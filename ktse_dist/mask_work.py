@@ -21,18 +21,17 @@ from ktse_dist.data.pool import WorkerDied
 from ktse_dist.data.remote_set import locate
 from ktse_dist.errors import UserError
 from ktse_dist.inference.boundaries import BoundaryNetwork, boundary_network_of
+from ktse_dist.inference.calibration import calibrate, truth_rows
 from ktse_dist.inference.generate import (
     Part,
     SeedSource,
     Tick,
     Unreadable,
-    calibrate,
     label_part,
     mask_part,
     parts,
     score_part,
     scores_file,
-    truth_rows,
 )
 from ktse_dist.inference.multiscale import CamNetwork, network_of
 from ktse_dist.models.refinement import load_refinement

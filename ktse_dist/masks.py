@@ -36,16 +36,25 @@ from ktse_dist.mask_work import (
     splits,
 )
 from ktse_dist.run_folder import RunFolder
+from ktse_dist.train import check_installed
 from ktse_dist.train import train as train_jobs
 from ktse_dist.training.irn import check_start, irn_job
+from ktse_dist.training.job import Job
 from ktse_dist.training.setup import STOPPED, start_logging
 
 log = logging.getLogger("ktse")
 
 REFINE = get_args(Masks.model_fields["refine"].annotation)
 Way = Callable[[RunFolder, Config, Sequence[Piece], Told, tqdm], None]
-# beside section masks: what changes no mask, only who makes them and what is put up with
-SETTABLE = ("ray.use_gpu", "ray.threads", "ray.max_failures", "train.hang_seconds", "data.max_bad_fraction")
+# beside section masks: what changes no mask, only who makes them (or trains for them) and what is put up with
+SETTABLE = (
+    "engine.name",
+    "ray.use_gpu",
+    "ray.threads",
+    "ray.max_failures",
+    "train.hang_seconds",
+    "data.max_bad_fraction",
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -97,21 +106,29 @@ def alone(folder: RunFolder) -> Iterator[None]:
 def make_masks(folder: RunFolder, config: Config) -> int:
     """Make what is missing; returns how many pieces that was."""
     indices = splits(config)
+    job = refinement_job(folder, config)
     for run in [folder, *([folder.baseline] if folder.baseline.model.exists() else [])]:
         keep_settings(run.masks, run.model, config.masks, config.data.resize, indices)
-    made = refine_first(folder, config, indices[0]) if config.masks.refine == "irn" else 0
+    made = make_refinement(folder, config, job, indices[0]) if job else 0
     made += make_pieces(folder, config, indices, pieces(folder, config, indices))
     for index in indices:
         write_mask_index(folder.masks, index)
     return made
 
 
-def refine_first(folder: RunFolder, config: Config, train: Index) -> int:
-    """The network of masks.refine=irn: labels, then training, which goes on where it stopped."""
-    if folder.refinement.model.is_file():
-        return 0
+def refinement_job(folder: RunFolder, config: Config) -> Job | None:
+    """The training that masks.refine=irn still needs, if any. UserError for what would stop it, before anything is
+    made."""
+    if config.masks.refine != "irn" or folder.refinement.model.is_file():
+        return None
     job = irn_job(folder, config)
+    check_installed(config)
     check_start(job)
+    return job
+
+
+def make_refinement(folder: RunFolder, config: Config, job: Job, train: Index) -> int:
+    """Labels, then a network that learns from them, which goes on where it stopped. Returns how many pieces."""
     made = make_pieces(folder, config, (train,), label_pieces(config, train), "labels")
     write_mask_index(folder.refinement_labels, train)
     log.info(f"training the refinement network: {job.folder.path}")

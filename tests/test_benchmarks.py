@@ -180,6 +180,16 @@ def test_a_checkpoint_of_weights_that_training_went_on_to_change_gives_no_figure
     assert "figures" not in capsys.readouterr().out
 
 
+def test_random_walks_are_compared_before_a_figure_is_printed(script, capsys):
+    walk = script("random_walk")
+    both = walk.compare(*walk.drawn(80, 100))
+    large = {"seconds": 1.0, "bytes": 1}
+    assert walk.report((80, 100), both, large, (80, 100))["figures"]["walk_mem_x"] > 1
+    failed = walk.report((80, 100), both | {"same": False}, large, (80, 100))
+    assert failed["figures"] == {} and failed["holds"] is False
+    assert "NOT PRINTED" in capsys.readouterr().out
+
+
 def sent_in(script, capsys, *options):
     """Every row of a scaling run on small pictures, and its last line."""
     rows = []

@@ -7,7 +7,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ktse_dist.data.index import Index
 from ktse_dist.evaluation.score import BACKGROUND, read_seeds
-from ktse_dist.inference.generate import DEFAULT_STRENGTHS, SeedSource
+from ktse_dist.inference.calibration import DEFAULT_STRENGTHS
+from ktse_dist.inference.generate import SeedSource
 from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.reporting.pictures import Row, group_rows, picture_row
 from ktse_dist.reporting.plots import loss_plots, read_metrics, sweep_plot

@@ -2,10 +2,15 @@
 
 import pytest
 import torch
+from torch import nn
 
+from ktse_dist.config import Network
+from ktse_dist.errors import UserError
 from ktse_dist.models.efficientnet_lite import EfficientNetLite0
+from ktse_dist.models.refinement import build_refinement, load_refinement, save_refinement
 from ktse_dist.models.refinement_head import RefinementHead
 from ktse_dist.models.resnet import ResNet
+from ktse_dist.models.weights import save_tensors
 
 
 def test_head_on_resnet50_has_the_published_names_shapes_and_counts(golden_lines):
@@ -35,3 +40,22 @@ def test_the_last_stage_is_what_the_backbone_gives():
     net = ResNet(50, 16).eval()
     images = torch.rand(1, 3, 40, 33)
     torch.testing.assert_close(net.stages(images)[-1], net(images))
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "efficientnet_lite0"])
+def test_a_saved_network_is_the_one_that_is_loaded(tmp_path, backbone):
+    network = Network(backbone=backbone, weights="none")
+    made = nn.ModuleDict(zip(("backbone", "head"), build_refinement(network), strict=True)).eval()
+    save_refinement(tmp_path / "irn.safetensors", made.state_dict(), network, 96)
+    loaded = load_refinement(tmp_path / "irn.safetensors")
+    images = torch.rand(1, 3, 48, 40)
+    with torch.no_grad():
+        expected = made["head"].edge(made["backbone"].stages(images))
+        torch.testing.assert_close(loaded.head.eval().edge(loaded.backbone.stages(images)), expected)
+    assert loaded.least == 96
+
+
+def test_another_file_is_no_refinement_network(tmp_path):
+    save_tensors({"x": torch.zeros(1)}, tmp_path / "other.safetensors", {"format": "else"})
+    with pytest.raises(UserError, match=r"other\.safetensors: not a refinement network"):
+        load_refinement(tmp_path / "other.safetensors")
