@@ -150,7 +150,7 @@ class Crew:
         self._queue = deque([*first, *(piece for piece in todo if piece not in [*first, *self._after])])
         self._calls: dict[ray.ObjectRef, Call] = {}
         self._idle: list[ActorHandle] = []
-        self._numbers, self._lost, self._silent_since = 0, Counter[str](), time.monotonic()
+        self._numbers, self._lost, self._worked = 0, Counter[str](), time.monotonic()
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._tally = ray.remote(Tally).options(num_cpus=0, scheduling_strategy=here).remote()
 
@@ -203,7 +203,6 @@ class Crew:
             self._lose(call, str(error))
         else:
             self._idle.append(call.worker)
-            self._silent_since = time.monotonic()
             if call.piece:
                 self._finish(call.piece, unreadable, call.done)
 
@@ -240,12 +239,14 @@ class Crew:
         for reference, call in list(self._calls.items()):
             if call.number in done:
                 self._bar.update(done[call.number] - call.done)
-                call.done, call.since, self._silent_since = done[call.number], now, now
+                call.done, call.since = done[call.number], now
             elif call.piece and now - call.since > limit:
                 del self._calls[reference]
                 self._lose(call, f"no picture for train.hang_seconds={limit}")
-        if not self._idle and all(call.piece is None for call in self._calls.values()):
-            self._nobody_works(now - self._silent_since)
+        if self._idle or any(call.piece for call in self._calls.values()):
+            self._worked = now
+        else:
+            self._nobody_works(now - self._worked)
 
     def _nobody_works(self, seconds: float) -> None:
         """UserError when no worker could start for too long; an autoscaler's machines may still be on their way."""

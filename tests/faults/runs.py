@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -110,3 +111,9 @@ def same(run: Training, calm: Calm) -> bool:
     """Whether the weights of both are equal bit by bit."""
     found, weights = load_file(run.folder.model), calm.weights()
     return found.keys() == weights.keys() and all(found[name].equal(weights[name]) for name in weights)
+
+
+def free_port(address: str) -> int:
+    with socket.socket() as one:
+        one.bind((address, 0))
+        return one.getsockname()[1]

@@ -8,7 +8,7 @@ import pytest
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
-from .runs import Training
+from .runs import Training, free_port
 
 EPOCHS = 50  # of 3 steps: long enough for Ray, which looks for new machines every 20 s, to find one
 RUN = (
@@ -27,7 +27,8 @@ def cluster(monkeypatch) -> Iterator[Cluster]:
     """A node with one core, for the driver and a worker."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True})
+    head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": free_port("127.0.0.1")}
+    made = Cluster(initialize_head=True, head_node_args=head)
     yield made
     made.shutdown()
 

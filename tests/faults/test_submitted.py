@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from .runs import LIMIT, Training, same
+from .runs import LIMIT, Training, free_port, same
 
 pytestmark = pytest.mark.slow
 
@@ -83,12 +82,6 @@ class Nodes:
         for process in reversed(self._processes.values()):
             process.terminate()
             process.wait(LIMIT)
-
-
-def free_port(address: str) -> int:
-    with socket.socket() as one:
-        one.bind((address, 0))
-        return one.getsockname()[1]
 
 
 class Submitted(Training):

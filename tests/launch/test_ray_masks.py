@@ -115,10 +115,10 @@ def test_a_killed_worker_loses_no_mask_and_makes_none_twice(run, start):
 
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_ended_and_its_shard_made_again(run, start):
-    command = start("masks.workers=2", "train.hang_seconds=20")
+    command = start("masks.workers=2", "train.hang_seconds=40")
     command.stop_a_worker()
     assert command.wait() == 0, command.said
-    assert "no picture for train.hang_seconds=20" in command.said
+    assert "no picture for train.hang_seconds=40" in command.said
     assert contents(command.masks) == contents(run / "masks")
 
 
