@@ -269,15 +269,36 @@ class Pictures(Model):
     val: int | None = Field(None, ge=1)
 
 
+class Refinement(Model):
+    """The network behind masks.refine=irn, trained on the CAMs' own sure pixels (docs/method.md 3)."""
+
+    backbone: Literal["efficientnet_lite0", "resnet50"] = "efficientnet_lite0"  # published: resnet50
+    weights: Path | Literal["imagenet", "none"] = "imagenet"  # or a .safetensors file
+    high: float = Field(0.3, gt=0, lt=1)  # background that a CAM must beat for its class to be told to the network
+    low: float = Field(0.1, gt=0, lt=1)  # background that no CAM beats where the network is told background
+    crop: int = Field(512, ge=96, le=2048, multiple_of=4)  # at stride 4 well above the 10 pixels that are compared
+    batch: int = Field(32, ge=1)
+    epochs: int = Field(3, ge=1, le=1000)
+    lr: float = Field(0.1, gt=0, le=10)  # of the boundary branch; the displacement branch has 10 times that
+    beta: float = Field(10, gt=0, le=100)  # power of the affinities: the higher, the harder a boundary stops the walk
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Refinement":
+        if self.low >= self.high:
+            raise ValueError(f"low is {self.low}; allowed is less than high={self.high}")
+        return self
+
+
 class Masks(Model):
     """Seeds and masks after training (docs/method.md 2)."""
 
     # each also mirrored
     scales: tuple[Annotated[float, Field(ge=0.1, le=8)], ...] = Field((0.5, 1.0, 1.5, 2.0), min_length=1)
-    refine: Literal["crf", "none"] = "crf"
+    refine: Literal["crf", "none", "irn"] = "crf"
+    irn: Refinement = Refinement()
     # CRF background (1 - CAM)^alpha; train pictures choose
     alphas: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field((2.0, 4.0, 6.0, 10.0, 24.0), min_length=1)
-    # what stands against the CAMs, alpha or (refine none) a threshold; None: train pictures with ground truth choose
+    # what stands against the CAMs, alpha or (none, irn) a threshold; None: train pictures with ground truth choose
     strength: float | None = Field(None, gt=0, le=100)
     long_side: int | None = Field(None, ge=64, le=8192)  # larger pictures are shrunk for it, their masks not
     pictures: Pictures = Pictures()

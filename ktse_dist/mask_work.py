@@ -20,12 +20,14 @@ from ktse_dist.data.index import Index
 from ktse_dist.data.pool import WorkerDied
 from ktse_dist.data.remote_set import locate
 from ktse_dist.errors import UserError
+from ktse_dist.inference.boundaries import BoundaryNetwork, boundary_network_of
 from ktse_dist.inference.generate import (
     Part,
     SeedSource,
     Tick,
     Unreadable,
     calibrate,
+    label_part,
     mask_part,
     parts,
     score_part,
@@ -33,19 +35,20 @@ from ktse_dist.inference.generate import (
     truth_rows,
 )
 from ktse_dist.inference.multiscale import CamNetwork, network_of
+from ktse_dist.models.refinement import load_refinement
 from ktse_dist.models.weights import Model, load_model
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training import checkpoint
 
 log = logging.getLogger("ktse")
 
-Look = Literal["calibration", "masks", "baseline", "phase1"]
+Look = Literal["labels", "calibration", "masks", "baseline", "phase1"]
 
 
 class Piece(NamedTuple):
     """look: which network, and what for. `baseline`, `phase1`: their seeds are only scored.
 
-    `calibration` chooses the strength of all masks, and so comes before them.
+    `calibration` chooses the strength of all masks, and so comes before them. `labels`: what IRN learns from.
     """
 
     look: Look
@@ -76,16 +79,26 @@ def pieces(folder: RunFolder, config: Config, indices: Sequence[Index]) -> list[
     return found
 
 
+def label_pieces(config: Config, train: Index) -> list[Piece]:
+    return [Piece("labels", "train", part) for part in parts(train, config.masks)]
+
+
 def place(folder: RunFolder, look: Look) -> Path:
     """Where the files of a piece lie."""
-    return {"baseline": folder.baseline.masks, "phase1": folder.phase1_scores}.get(look, folder.masks)
+    elsewhere = {
+        "baseline": folder.baseline.masks,
+        "phase1": folder.phase1_scores,
+        "labels": folder.refinement_labels,
+    }
+    return elsewhere.get(look, folder.masks)
 
 
 def is_made(folder: RunFolder, piece: Piece) -> bool:
     if piece.look == "calibration":
         return calibration_file(folder).exists()
-    files = [scores_file(place(folder, piece.look), piece.part.name)]
-    files += [folder.masks / f"{piece.part.name}.tar"] if piece.look == "masks" else []
+    where, name = place(folder, piece.look), piece.part.name
+    files = [where / f"{name}.tar"] if piece.look in ("masks", "labels") else []
+    files += [scores_file(where, name)] if piece.look != "labels" else []
     return all(file.exists() for file in files)
 
 
@@ -113,6 +126,9 @@ class Maker:
         source, folder = self._source(piece), place(self._folder, piece.look)
         if piece.look in ("baseline", "phase1"):
             return score_part(source, piece.part, folder, tick)
+        if piece.look == "labels":
+            label_part(source, piece.part, folder, tick)
+            return []
         chosen = calibrate(source, calibration_file(self._folder), tick)
         return mask_part(source, chosen["strength"], piece.part, folder, tick) if piece.look == "masks" else []
 
@@ -126,8 +142,20 @@ class Maker:
             if name == "phase1":  # a figure to compare with, at one scale
                 config = config.model_copy(update={"scales": (1.0,)})
             index, resize = self._indices[piece.split], self._config.data.resize
-            self._sources[name, piece.split] = SeedSource(self._network[1], index, config, resize)
+            refinement = self._refinement() if name == "masks" and config.refine == "irn" else None
+            self._sources[name, piece.split] = SeedSource(self._network[1], index, config, resize, refinement)
         return self._sources[name, piece.split]
+
+
+    def _refinement(self) -> BoundaryNetwork:
+        return refinement_from(self._folder.refinement.model, self._config.train.precision)
+
+
+def refinement_from(model: Path, precision: str) -> BoundaryNetwork:
+    """A finished refinement network, in the precision that it was trained with."""
+    backbone, head, least = load_refinement(model)
+    device = inference_device()
+    return boundary_network_of(backbone.to(device), head.to(device), least, device, bf16=precision == "bf16")
 
 
 def network_for(folder: RunFolder, config: Config, look: Look) -> CamNetwork:
@@ -161,8 +189,12 @@ def check_trained(path: Path) -> None:
 
 
 def inference_network(backbone: nn.Module, head: nn.Module, precision: str) -> CamNetwork:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = inference_device()
     return network_of(backbone.to(device), head.to(device), device, bf16=precision == "bf16")
+
+
+def inference_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Unread:

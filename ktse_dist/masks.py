@@ -5,15 +5,19 @@ masks.workers=N shares the shards out among N Ray workers, on this machine or on
 """
 
 import argparse
+import logging
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ktse_dist.config import Config, merge, parse_override, validate
+from ktse_dist.config import Config, Masks, merge, parse_override, validate
+from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.inference.mask_shards import remove_partials, write_mask_index
 from ktse_dist.inference.settings import keep_settings
@@ -23,6 +27,7 @@ from ktse_dist.mask_work import (
     Unread,
     check_trained,
     is_made,
+    label_pieces,
     make_here,
     pictures,
     pieces,
@@ -30,8 +35,13 @@ from ktse_dist.mask_work import (
     splits,
 )
 from ktse_dist.run_folder import RunFolder
-from ktse_dist.training.setup import start_logging
+from ktse_dist.train import train as train_jobs
+from ktse_dist.training.irn import check_start, irn_job
+from ktse_dist.training.setup import STOPPED, start_logging
 
+log = logging.getLogger("ktse")
+
+REFINE = get_args(Masks.model_fields["refine"].annotation)
 Way = Callable[[RunFolder, Config, Sequence[Piece], Told, tqdm], None]
 # beside section masks: what changes no mask, only who makes them and what is put up with
 SETTABLE = ("ray.use_gpu", "ray.threads", "ray.max_failures", "train.hang_seconds", "data.max_bad_fraction")
@@ -41,10 +51,12 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="ktse masks", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
     keys = f"keys of the masks section, {', '.join(SETTABLE)}"
+    parser.add_argument("--refine", choices=REFINE, help="masks.refine: CAMs as they are, after a CRF, or by IRN")
     parser.add_argument("overrides", nargs="*", metavar="masks.a=b", help=keys)
     options = parser.parse_args(arguments)
     folder = RunFolder(options.run.absolute())
-    config = with_mask_keys(folder.read_config(), options.overrides)
+    refine = [f"masks.refine={options.refine}"] if options.refine else []
+    config = with_mask_keys(folder.read_config(), [*refine, *options.overrides])
     start_logging()
     start = time.perf_counter()
     with alone(folder):
@@ -61,7 +73,12 @@ def with_mask_keys(config: Config, overrides: list[str]) -> Config:
                 f"'{text}': only keys of section masks, such as masks.pictures.train=50, and {', '.join(SETTABLE)} "
                 "may be set here"
             )
-    return validate(merge(config.model_dump(by_alias=True), *(parse_override(o) for o in overrides)))
+    config = validate(merge(config.model_dump(by_alias=True), *(parse_override(o) for o in overrides)))
+    weights = config.masks.irn.weights
+    if not isinstance(weights, Path):
+        return config
+    found = {"masks": {"irn": {"weights": weights.expanduser().absolute()}}}  # the same for workers elsewhere
+    return validate(merge(config.model_dump(by_alias=True), found))
 
 
 @contextmanager
@@ -81,17 +98,43 @@ def make_masks(folder: RunFolder, config: Config) -> int:
     indices = splits(config)
     for run in [folder, *([folder.baseline] if folder.baseline.model.exists() else [])]:
         keep_settings(run.masks, run.model, config.masks, config.data.resize, indices)
-    planned = pieces(folder, config, indices)
+    made = refine_first(folder, config, indices[0]) if config.masks.refine == "irn" else 0
+    made += make_pieces(folder, config, indices, pieces(folder, config, indices))
+    for index in indices:
+        write_mask_index(folder.masks, index)
+    return made
+
+
+def refine_first(folder: RunFolder, config: Config, train: Index) -> int:
+    """The network of masks.refine=irn: labels, then training, which goes on where it stopped."""
+    if folder.refinement.model.is_file():
+        return 0
+    job = irn_job(folder, config)
+    check_start(job)
+    made = make_pieces(folder, config, (train,), label_pieces(config, train), "labels")
+    write_mask_index(folder.refinement_labels, train)
+    log.info(f"training the refinement network: {job.folder.path}")
+    asked_to_stop = signal.getsignal(signal.SIGTERM)
+    train_jobs([job])
+    signal.signal(signal.SIGTERM, asked_to_stop)
+    if not folder.refinement.model.is_file():
+        print(f"stopped: {folder.path}; the same command goes on where it stopped")
+        raise SystemExit(STOPPED)
+    return made + 1
+
+
+def make_pieces(
+    folder: RunFolder, config: Config, indices: Sequence[Index], planned: Sequence[Piece], of: str = "masks"
+) -> int:
+    """Make those that are missing; returns how many that was."""
     for where in {place(folder, piece.look) for piece in planned}:
         remove_partials(where)
     todo = [piece for piece in planned if not is_made(folder, piece)]
     unread = Unread(indices, config.data.max_bad_fraction)
     unread.look_back(folder, [piece for piece in planned if piece not in todo])
     if todo:
-        with tqdm(desc="masks", total=sum(pictures(todo)), unit="picture", smoothing=0.1, mininterval=1) as bar:
+        with tqdm(desc=of, total=sum(pictures(todo)), unit="picture", smoothing=0.1, mininterval=1) as bar:
             way(config)(folder, config, todo, unread.add, bar)
-    for index in indices:
-        write_mask_index(folder.masks, index)
     if count := sum(unread.counts.values()):
         print(f"{count} pictures could not be read; their masks are 255, which every reader of masks ignores")
     return len(todo)

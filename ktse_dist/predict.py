@@ -16,7 +16,7 @@ from ktse_dist.data.tag_file import read_tags
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.evaluate import evaluated
 from ktse_dist.inference.settings import kept_settings
-from ktse_dist.mask_work import inference_network, trained_model
+from ktse_dist.mask_work import inference_network, refinement_from, trained_model
 from ktse_dist.reporting.prediction_log import PredictionLog
 from ktse_dist.reporting.predictions import Predictor, predict, wanted
 from ktse_dist.run_folder import RunFolder
@@ -100,6 +100,10 @@ def predictor_of(folder: RunFolder, threshold: float | None, long_side: int | No
         "long_side": long_side or round(BEYOND_TRAINING * config.data.long_side[1]),
     }
     own = {key: value for key, value in settings.items() if key != "model"}
+    if settings["refine"] == "irn":
+        file = folder.refinement.model
+        settings |= {"refinement": hashlib.sha256(file.read_bytes()).hexdigest(), "beta": kept.irn.beta}
+        own |= {"refinement": refinement_from(file, config.train.precision), "beta": kept.irn.beta}
     workers = config.masks.processes if processes is None else processes
     return Predictor(network, model.classes, processes=workers, settings=settings, **own)
 

@@ -60,6 +60,15 @@ class RunFolder:
         return self.path / "masks"
 
     @property
+    def refinement(self) -> "RunFolder":
+        """The training of the network behind masks.refine=irn; it goes with the masks."""
+        return RunFolder(self.masks / "irn")
+
+    @property
+    def refinement_labels(self) -> Path:
+        return self.refinement.path / "labels"
+
+    @property
     def phase1_scores(self) -> Path:
         return self.masks / "phase1"
 

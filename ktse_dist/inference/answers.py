@@ -16,7 +16,7 @@ from ktse_dist.evaluation.miou import Confusion
 from ktse_dist.inference.finish import Answer, finish
 from ktse_dist.inference.generate import Part, Tick, shrunk
 from ktse_dist.inference.mask_shards import MaskFiles, atomic, write_mask_shard
-from ktse_dist.inference.refine import Blank, Refined, sized
+from ktse_dist.inference.refine import Blank, sized
 from ktse_dist.inference.segmentation import SegmentationNetwork, segmented
 
 log = logging.getLogger("ktse")
@@ -62,9 +62,11 @@ class Answers:
         results = ordered_map(finish, self._looked(part, scores, truths), self.processes)
 
         def files() -> Iterator[MaskFiles]:
-            for row, result in zip(part.rows, results, strict=True):
-                self._count(scores, result, truths.pop(row, None))
-                yield MaskFiles(self.index.key(row), result.mask, result.confidence)
+            for row, (made, labels) in zip(part.rows, results, strict=True):
+                if row in truths:
+                    scores.looks["final"].update(labels, truths.pop(row))
+                    scores.pictures += 1
+                yield MaskFiles(self.index.key(row), made.mask, made.confidence)
                 tick()
 
         write_mask_shard(self.folder / f"{part.name}.tar", files())
@@ -91,8 +93,3 @@ class Answers:
                 scores.looks["single"].update(sized(seen.first, size), truth)
                 scores.looks["multi"].update(sized(seen.probabilities.argmax(0).astype(np.uint8), size), truth)
             yield Answer(rgb, seen.probabilities, self.config.crf, palette, size)
-
-    def _count(self, scores: Scores, result: Refined, truth: np.ndarray | None) -> None:
-        if truth is not None:
-            scores.looks["final"].update(result.labels, truth)
-            scores.pictures += 1

@@ -19,16 +19,27 @@ from ktse_dist.data.pool import ordered_map
 from ktse_dist.data.reader import Reader
 from ktse_dist.evaluation.miou import Confusion
 from ktse_dist.evaluation.sweep import ThresholdSweep
+from ktse_dist.inference.boundaries import BoundaryNetwork, boundaries
 from ktse_dist.inference.mask_shards import MaskFiles, atomic, write_mask_shard
-from ktse_dist.inference.multiscale import CamNetwork, PictureCams, multiscale_cam
-from ktse_dist.inference.refine import Blank, Task, refine, sized
+from ktse_dist.inference.multiscale import CamNetwork, Looks, PictureCams, look
+from ktse_dist.inference.refine import (
+    Blank,
+    LabelTask,
+    Task,
+    Walk,
+    foreground,
+    label_maps,
+    refine,
+    refine_labels,
+    sized,
+)
 from ktse_dist.run_folder import write_text
 
 THRESHOLDS = tuple(step / 100 for step in range(2, 61))
 CALIBRATION = 150  # training pictures that choose the background strength; their CAMs wait in memory
 # Where no ground truth can choose: near the best on two sets that had one, and about the same
 # as each other: (1 - 0.3)^3 = 0.34. The published exponents 6 to 24 let in the context that our wider CAMs follow.
-DEFAULT_THRESHOLD, DEFAULT_ALPHA = 0.3, 3.0
+DEFAULT_STRENGTHS = {"none": 0.3, "crf": 3.0, "irn": 0.25}  # irn: the published one
 
 Tick = Callable[[], object]  # called when a picture is done
 
@@ -51,7 +62,8 @@ class Unreadable(NamedTuple):
 class Seed(NamedTuple):
     """One picture with its CAMs and, where the data set has it, its ground truth uint8 [H,W].
 
-    size: (height, width) as packed; H, W are smaller where masks.long_side shrank the picture.
+    size: (height, width) as packed; H, W are smaller where masks.long_side shrank the picture. walk: with a refinement
+    network what its random walk starts from.
     """
 
     row: int
@@ -59,6 +71,7 @@ class Seed(NamedTuple):
     cams: PictureCams
     truth: np.ndarray | None
     size: tuple[int, int]
+    walk: Walk | None = None
 
 
 @dataclass
@@ -92,11 +105,22 @@ class SeedScores:
 
 
 class SeedSource:
-    """The seeds of one network over one split. UserError for an index whose keys can name no file."""
+    """The seeds of one network over one split. UserError for an index whose keys can name no file.
 
-    def __init__(self, network: CamNetwork, index: Index, config: Masks, resize: Resize):
+    refinement: what masks.refine=irn needs for its masks.
+    """
+
+    def __init__(
+        self,
+        network: CamNetwork,
+        index: Index,
+        config: Masks,
+        resize: Resize,
+        refinement: BoundaryNetwork | None = None,
+    ):
         index.check_keys()
         self.network, self.index, self.config, self.resize = network, index, config, resize
+        self.refinement = refinement
         self.reader = Reader(index)
         self.kept: dict[int, Seed] = {}  # calibration's pictures, which are soon asked for again
 
@@ -113,8 +137,24 @@ class SeedSource:
     def _compute(self, row: int) -> Seed:
         packed, truth = self.reader.picture(row), self.reader.truth(row)
         rgb, truth = shrunk(packed, truth, self.config.long_side)
-        cams = multiscale_cam(self.network, rgb, self.index.labels([row])[0], self.config.scales, self.resize)
-        return Seed(row, rgb, cams, truth, packed.shape[:2])
+        looks, tags, walk = self._looks(rgb), self.index.labels([row]), None
+        if self.refinement:
+            edge = boundaries(self.refinement, rgb)
+            walk = Walk(looks.coarse_cams(tags)[0].cams, edge, self.config.irn.beta)
+        return Seed(row, rgb, looks.cams(tags)[0], truth, packed.shape[:2], walk)
+
+    def _looks(self, rgb: np.ndarray) -> Looks:
+        return look(self.network, rgb[None], self.config.scales, self.resize)
+
+    def label_task(self, row: int) -> LabelTask | Blank:
+        palette = np.asarray(self.index.palette, np.uint8)
+        try:
+            packed = self.reader.picture(row)
+        except BadSample:
+            return Blank(palette, self.reader.size(row))
+        rgb, _ = shrunk(packed, None, self.config.long_side)
+        keys, cams, _ = self._looks(rgb).label_cams(self.index.labels([row]))[0]
+        return LabelTask(rgb, keys, cams, self.config.irn.high, self.config.irn.low, palette, packed.shape[:2])
 
     def new_scores(self) -> SeedScores:
         return SeedScores(ThresholdSweep(len(self.index.classes), THRESHOLDS))
@@ -125,7 +165,8 @@ class SeedSource:
             if isinstance(seed, Unreadable):
                 yield Blank(palette, seed.size)
                 continue
-            yield Task(seed.rgb, seed.cams.keys, seed.cams.cams, self.config.refine, strengths, palette, seed.size)
+            keys, cams, _ = seed.cams
+            yield Task(seed.rgb, keys, cams, self.config.refine, strengths, palette, seed.size, seed.walk)
 
 
 def shrunk(rgb: np.ndarray, truth: np.ndarray | None, long_side: int | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -180,6 +221,18 @@ def mask_part(source: SeedSource, strength: float, part: Part, folder: Path, tic
     return scores.unreadable
 
 
+def label_part(source: SeedSource, part: Part, folder: Path, tick: Tick) -> None:
+    """A shard of the labels that IRN learns from; a picture that cannot be read has none."""
+
+    def files() -> Iterator[MaskFiles]:
+        results = ordered_map(refine_labels, map(source.label_task, part.rows), source.config.processes)
+        for row, one in zip(part.rows, results, strict=True):
+            yield MaskFiles(source.index.key(row), one.mask, one.confidence)
+            tick()
+
+    write_mask_shard(folder / f"{part.name}.tar", files())
+
+
 def calibrate(source: SeedSource, path: Path, tick: Tick = lambda: None) -> dict[str, Any]:
     """The background strength for masks, and who chose it; kept in `path`.
 
@@ -188,15 +241,15 @@ def calibrate(source: SeedSource, path: Path, tick: Tick = lambda: None) -> dict
     """
     if path.exists():
         return json.loads(path.read_text())
-    given, crf = source.config.strength, source.config.refine == "crf"
-    strengths = source.config.alphas if crf else THRESHOLDS
+    given, how = source.config.strength, source.config.refine
+    strengths = source.config.alphas if how == "crf" else THRESHOLDS
     pictures, scores = strength_scores(source, truth_rows(source.index, source.config), strengths, tick)
     if pictures:
         best = int(np.argmax(scores))
         found = {"strength": strengths[best], "chosen_by": "train", "pictures": pictures, "miou": scores[best]}
     else:
-        default = DEFAULT_ALPHA if crf else DEFAULT_THRESHOLD
-        found = {"strength": given or default, "chosen_by": "config" if given else "default", "pictures": 0}
+        found = {"strength": given or DEFAULT_STRENGTHS[how], "pictures": 0}
+        found["chosen_by"] = "config" if given else "default"
     write_text(path, json.dumps(found) + "\n")
     return found
 
@@ -214,7 +267,7 @@ def strength_scores(
 ) -> tuple[int, list[float]]:
     """How many of `rows` can be read, and mIoU in percent of their label maps for each strength; keeps their seeds for
     the pass that follows."""
-    counts, read = [Confusion(len(source.index.classes)) for _ in strengths], []
+    read: list[int] = []
 
     def keeping() -> Iterator[Seed]:
         for row in rows:
@@ -225,8 +278,30 @@ def strength_scores(
                 read.append(row)
                 yield seed
 
-    results = ordered_map(refine, source.tasks(keeping(), strengths), source.config.processes)
-    for place, refined in enumerate(results):
-        for count, one in zip(counts, refined, strict=True):
-            count.update(one.labels, source.kept[read[place]].truth)
-    return len(read), [count.miou() for count in counts]
+    score = exponent_scores if source.config.refine == "crf" else threshold_scores
+    seeds = (source.kept[row] for row in read)  # `read` grows ahead of it
+    scores = score(source, source.tasks(keeping(), strengths), strengths, seeds)
+    return len(read), scores
+
+
+def exponent_scores(
+    source: SeedSource, tasks: Iterator[Task | Blank], strengths: tuple[float, ...], seeds: Iterator[Seed]
+) -> list[float]:
+    """mIoU of the label maps for each exponent of the CRF's background. seeds: those of the tasks, in their order."""
+    counts = [Confusion(len(source.index.classes)) for _ in strengths]
+    for maps in ordered_map(label_maps, tasks, source.config.processes):
+        seed = next(seeds)
+        for count, labels in zip(counts, maps, strict=True):
+            count.update(labels, seed.truth)
+    return [count.miou() for count in counts]
+
+
+def threshold_scores(
+    source: SeedSource, tasks: Iterator[Task | Blank], strengths: tuple[float, ...], seeds: Iterator[Seed]
+) -> list[float]:
+    """As `exponent_scores`, for thresholds: one pass over a picture's planes counts for all of them."""
+    sweep = ThresholdSweep(len(source.index.classes), strengths)
+    for planes in ordered_map(foreground, tasks, source.config.processes):
+        seed = next(seeds)
+        sweep.update(seed.cams.keys, planes, seed.truth)
+    return sweep.miou().tolist()

@@ -13,6 +13,7 @@ from ktse_dist.data.augment import Resize, resize_picture
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
 PRESENT = 1e-5  # a label above this is a tag
+COARSE, ROUNDED = 4, 16  # pixels
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,32 @@ class Looks:
         total = torch.zeros(len(tag), *self.size, device=self.views[0].device)
         for view in self.views:
             total += _both_ways(view, picture, tag, self.size)
-        total /= total.amax((1, 2), keepdim=True) + 1e-5
-        cams = total.cpu().numpy()
-        return [PictureCams(tag[picture == b], cams[picture == b], self.scores[b]) for b in range(len(labels))]
+        return self._pictures(total, picture, tag)
+
+
+    def coarse_cams(self, labels: np.ndarray) -> list[PictureCams]:
+        """As IRN's random walk takes them (`_summed`): one pixel for COARSE of the picture, rounded up."""
+        return self._summed(labels, [-(-side // COARSE) for side in self.size])
+
+    def label_cams(self, labels: np.ndarray) -> list[PictureCams]:
+        """As IRN's labels are made of (`_summed`): at the picture's size, with the sides rounded up in between."""
+        return self._summed(labels, [-(-side // ROUNDED) * ROUNDED for side in self.size])
+
+    @torch.inference_mode()
+    def _summed(self, labels: np.ndarray, size: Sequence[int]) -> list[PictureCams]:
+        """Views are added to their mirror images before the relu, and only then enlarged; cut to the picture."""
+        picture, tag = np.nonzero(labels > PRESENT)
+        total = torch.zeros(len(tag), *size, device=self.views[0].device)
+        for view in self.views if len(tag) else ():
+            straight, mirrored = view.unflatten(0, (2, -1))[:, picture, tag]
+            joined = (straight + mirrored.flip(-1)).relu()
+            total += F.interpolate(joined[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
+        return self._pictures(total[:, : self.size[0], : self.size[1]], picture, tag)
+
+    def _pictures(self, total: Tensor, picture: np.ndarray, tag: np.ndarray) -> list[PictureCams]:
+        """Each of the (picture, tag) planes over its peak, by picture."""
+        cams = (total / (total.amax((1, 2), keepdim=True) + 1e-5)).cpu().numpy()
+        return [PictureCams(tag[picture == b], cams[picture == b], self.scores[b]) for b in range(len(self.scores))]
 
 
 @torch.inference_mode()

@@ -8,20 +8,42 @@ import numpy as np
 from ktse_dist.data.palette import IGNORE
 from ktse_dist.inference.crf import PictureCRF, background_power
 from ktse_dist.inference.formats import encode_confidence, encode_mask
+from ktse_dist.inference.walked import irn_labels, over_background, spread, surest_half
+
+
+class Walk(NamedTuple):
+    """What the random walk of `irn` starts from: cams float32 [n,h,w], edge [h,w], beta (random_walk.py)."""
+
+    cams: np.ndarray
+    edge: np.ndarray
+    beta: float
 
 
 class Task(NamedTuple):
     """One picture: rgb uint8 [H,W,3], keys int [n], cams float32 [n,H,W].
 
-    strengths: for `crf` the exponents alpha of the background (1 - CAM)^alpha, for `none` thresholds.
+    strengths: for `crf` the exponents alpha of the background (1 - CAM)^alpha, else thresholds.
     size: (height, width) of the files to make.
     """
 
     rgb: np.ndarray
     keys: np.ndarray
     cams: np.ndarray
-    refine: Literal["crf", "none"]
+    refine: Literal["crf", "none", "irn"]
     strengths: tuple[float, ...]
+    palette: np.ndarray
+    size: tuple[int, int]
+    walk: Walk | None = None
+
+
+class LabelTask(NamedTuple):
+    """One picture of which IRN learns, as `irn_labels` takes it; size as in Task."""
+
+    rgb: np.ndarray
+    keys: np.ndarray
+    cams: np.ndarray
+    high: float
+    low: float
     palette: np.ndarray
     size: tuple[int, int]
 
@@ -34,10 +56,9 @@ class Blank(NamedTuple):
 
 
 class Refined(NamedTuple):
-    """A label map uint8 [H,W] (class + 1, 0 background), and as PNG files of the task's size the map and the
-    winner's probability."""
+    """As PNG files of the task's size a label map (class + 1, 0 background) and how sure it is: the winner's
+    probability, or 1 and 0 (irn: the surer half)."""
 
-    labels: np.ndarray
     mask: bytes
     confidence: bytes
 
@@ -52,15 +73,38 @@ def refine(task: Task | Blank) -> list[Refined]:
 def nothing(task: Blank) -> Refined:
     """255 everywhere, at a confidence of 0."""
     labels = np.full(task.size, IGNORE, np.uint8)
-    return Refined(labels, encode_mask(labels, task.palette), encode_confidence(np.zeros(task.size)))
+    return Refined(encode_mask(labels, task.palette), encode_confidence(np.zeros(task.size)))
+
+
+def refine_labels(task: LabelTask | Blank) -> Refined:
+    """What IRN is told: sure is what is not 255."""
+    if isinstance(task, Blank):
+        return nothing(task)
+    labels = sized(irn_labels(task.rgb, task.keys, task.cams, task.high, task.low), task.size)
+    return Refined(encode_mask(labels, task.palette), encode_confidence(labels != IGNORE))
+
+
+def label_maps(task: Task) -> list[np.ndarray]:
+    """The label map [H,W] for each strength."""
+    return [label_map(task, scores) for scores in planes(task)]
 
 
 def planes(task: Task) -> list[np.ndarray]:
-    """Probabilities [1+n,H,W] for each strength: the background, then the tagged classes."""
+    """Probabilities, or (irn) scores, [1+n,H,W] for each strength: the background, then the tagged classes."""
+    if task.walk:
+        walked = foreground(task)
+        return [over_background(walked, level) for level in task.strengths]
     if task.refine == "none":
         return thresholded(task)
     field = PictureCRF(task.rgb, len(task.keys) + 1)
     return [field.refine(background_power(task.cams, alpha)) for alpha in task.strengths]
+
+
+def foreground(task: Task) -> np.ndarray:
+    """What stands against a threshold, float32 [n,H,W]: the CAMs, after the random walk if there is one."""
+    if not task.walk:
+        return task.cams
+    return spread(task.walk.cams, task.walk.edge, task.rgb.shape[:2], task.walk.beta)
 
 
 def label_map(task: Task, probabilities: np.ndarray) -> np.ndarray:
@@ -70,15 +114,14 @@ def label_map(task: Task, probabilities: np.ndarray) -> np.ndarray:
 
 def thresholded(task: Task) -> list[np.ndarray]:
     """The CAMs under a constant background plane, as shares that sum to 1."""
-    shape = (1, *task.rgb.shape[:2])
-    planes = (np.concatenate([np.full(shape, level, np.float32), task.cams]) for level in task.strengths)
+    planes = (over_background(task.cams, level) for level in task.strengths)
     return [p / p.sum(0, keepdims=True) for p in planes]
 
 
 def finish(task: Task, probabilities: np.ndarray) -> Refined:
-    labels = label_map(task, probabilities)
-    mask, sure = sized(labels, task.size), sized(probabilities.max(0), task.size)
-    return Refined(labels, encode_mask(mask, task.palette), encode_confidence(sure))
+    sure = surest_half(probabilities).astype(np.uint8) if task.walk else probabilities.max(0)
+    mask = sized(label_map(task, probabilities), task.size)
+    return Refined(encode_mask(mask, task.palette), encode_confidence(sized(sure, task.size)))
 
 
 def sized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

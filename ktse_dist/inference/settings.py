@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ktse_dist.config import Masks, Model
+from ktse_dist.config import Masks, Segment
 from ktse_dist.data.augment import Resize
 from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError
@@ -16,10 +16,11 @@ FREE = {"processes", "workers"}  # change how fast masks are made, not the masks
 
 
 def keep_settings(
-    folder: Path, model: Path, config: Model, resize: Resize, indices: Sequence[Index], section: str = "masks"
+    folder: Path, model: Path, config: Masks | Segment, resize: Resize, indices: Sequence[Index], section: str = "masks"
 ) -> None:
     """Note the settings of a new folder, config's `section`; UserError where an old one was made with others."""
-    now = config.model_dump(mode="json", exclude=FREE)
+    unused = {"irn"} if isinstance(config, Masks) and config.refine != "irn" else set()
+    now = config.model_dump(mode="json", exclude=FREE | unused)
     with model.open("rb") as file:
         now |= {"resize": resize, "model": hashlib.file_digest(file, "sha256").hexdigest()}
     now |= {f"index of {index.split}": index.sha256 for index in indices}

@@ -42,9 +42,10 @@ class RefinementHead(nn.Module):
 
     def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Features of a picture H x W -> edge [B,1,h,w], displacement [B,2,h,w] (y, x), h = H/STRIDE rounded up."""
-        return self._edge(stages), self._displacement(stages)
+        return self.edge(stages), self._displacement(stages)
 
-    def _edge(self, stages: Sequence[Tensor]) -> Tensor:
+    def edge(self, stages: Sequence[Tensor]) -> Tensor:
+        """The first of both alone, all that masks need."""
         size = stages[1].shape[2:]
         found = [
             F.relu(enlarged(layer(x), stride // STRIDE, size))

@@ -7,7 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ktse_dist.data.index import Index
 from ktse_dist.evaluation.score import BACKGROUND, read_seeds
-from ktse_dist.inference.generate import DEFAULT_THRESHOLD, SeedSource
+from ktse_dist.inference.generate import DEFAULT_STRENGTHS, SeedSource
 from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.reporting.pictures import Row, group_rows, picture_row
 from ktse_dist.reporting.plots import loss_plots, read_metrics, sweep_plot
@@ -89,11 +89,12 @@ def class_rows(summary: dict[str, Any]) -> list[tuple[str, dict[str, float | Non
 def background(summary: dict[str, Any]) -> str:
     """How masks came from CAMs, as a sentence."""
     used, train = summary["background"], summary["pictures"]["train"]
-    kind = (
-        f"dense CRF over the CAMs with background (1 − CAM)^{used['strength']:g}"
-        if used["refine"] == "crf"
-        else f"the CAMs above {used['strength']:g}, without CRF"
-    )
+    kinds = {
+        "crf": f"dense CRF over the CAMs with background (1 − CAM)^{used['strength']:g}",
+        "irn": f"the CAMs after IRN's random walk, above {used['strength']:g}",
+        "none": f"the CAMs above {used['strength']:g}, without CRF",
+    }
+    kind = kinds[used["refine"]]
     if used["chosen_by"] == "config":
         return f"{kind}; strength as given (masks.strength)"
     if used["chosen_by"] == "default":
@@ -106,7 +107,7 @@ def background(summary: dict[str, Any]) -> str:
 def threshold(summary: dict[str, Any]) -> float:
     """The seeds' threshold: the best on train, else the default."""
     best = summary["best_threshold"]
-    return DEFAULT_THRESHOLD if best is None else best
+    return DEFAULT_STRENGTHS["none"] if best is None else best
 
 
 def loss_images(folder: RunFolder) -> list[tuple[str, str]]:

@@ -107,7 +107,7 @@ def picture_row(
     views += [
         ("KTSE CAM", heat(seed.rgb, seed.cams, colours)),
         (f"seed at {threshold:.2f}", paint(seed.rgb, seed_labels(seed.cams, threshold), colours)),
-        ("refined mask" if source.config.refine == "crf" else "final mask", paint(seed.rgb, labels, colours)),
+        ("refined mask" if source.config.refine != "none" else "final mask", paint(seed.rgb, labels, colours)),
     ]
     ious: dict[int, float] = {}
     if seed.truth is not None:

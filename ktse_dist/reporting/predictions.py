@@ -16,8 +16,9 @@ from ktse_dist.data.palette import voc_palette
 from ktse_dist.data.pool import ordered_map
 from ktse_dist.data.search import Found
 from ktse_dist.evaluation.tags import probabilities
-from ktse_dist.inference.multiscale import CamNetwork, look
-from ktse_dist.inference.refine import Task
+from ktse_dist.inference.boundaries import BoundaryNetwork, boundaries
+from ktse_dist.inference.multiscale import CamNetwork, Looks, look
+from ktse_dist.inference.refine import Task, Walk
 from ktse_dist.inference.same_size import same_size
 from ktse_dist.reporting.prediction import Job, finish_picture, mask_file, overlay_file
 from ktse_dist.reporting.prediction_log import PredictionLog
@@ -31,7 +32,7 @@ class Predictor:
 
     network: CamNetwork
     classes: list[str]
-    refine: Literal["crf", "none"]
+    refine: Literal["crf", "none", "irn"]
     strength: float
     scales: Sequence[float]
     resize: Resize
@@ -39,6 +40,8 @@ class Predictor:
     long_side: int
     processes: int
     settings: dict[str, Any] = field(default_factory=dict)
+    refinement: BoundaryNetwork | None = None  # with irn
+    beta: float = 0
 
 
 class Wanted(NamedTuple):
@@ -120,7 +123,8 @@ def jobs_of(predictor: Predictor, batches: Iterable[list[Loaded]]) -> Iterator[t
             if one.wanted.tags is not None:
                 tags[place] = 0
                 tags[place, list(one.wanted.tags)] = 1
-        for one, cams, chances in zip(batch, seen.cams(tags), likely, strict=True):
+        walks = walks_of(predictor, batch, seen, tags) if predictor.refinement else [None] * len(batch)
+        for one, cams, walk, chances in zip(batch, seen.cams(tags), walks, likely, strict=True):
             task = Task(
                 one.picture.rgb,
                 cams.keys,
@@ -129,8 +133,15 @@ def jobs_of(predictor: Predictor, batches: Iterable[list[Loaded]]) -> Iterator[t
                 (predictor.strength,),
                 palette,
                 one.picture.size,
+                walk,
             )
             yield one.wanted, Job(one.wanted.name, task, predictor.classes, chances)
+
+
+def walks_of(predictor: Predictor, batch: Sequence[Loaded], seen: Looks, tags: np.ndarray) -> list[Walk]:
+    edges = (boundaries(predictor.refinement, one.picture.rgb) for one in batch)
+    coarse = seen.coarse_cams(tags)
+    return [Walk(found.cams, edge, predictor.beta) for found, edge in zip(coarse, edges, strict=True)]
 
 
 def sending(jobs: Iterable[tuple[Wanted, Job]], sent: list[tuple[Wanted, Job]]) -> Iterator[Job]:

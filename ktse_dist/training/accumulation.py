@@ -18,7 +18,7 @@ def train_step(engine: Engine, batch: Batch, phase: int, config: Config, world: 
     chunks = batch.chunks(config.train.micro_batch, world)
     known = {}
     if len(chunks) > 1 and phase == 2 and config.method.ssr:
-        known["counts"] = count_pixels(engine, chunks, phase)
+        known = {"counts": count_pixels(engine, chunks, phase)}
     found: dict[str, Tensor] = {}
     for chunk in chunks[:-1]:
         with engine.accumulating():

@@ -1,14 +1,13 @@
 """Multi-scale flipped inference against the published numbers, driven by the published code's tiny network."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from ktse_dist.inference.multiscale import CamNetwork, multiscale_cam, multiscale_cams, network_of, normalise
 from ktse_dist.models.cam_head import CamHead
-
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 @pytest.fixture(scope="module")
@@ -17,20 +16,8 @@ def case(golden):
 
 
 @pytest.fixture(scope="module")
-def network(case) -> CamNetwork:
-    w = {name[2:]: torch.from_numpy(array) for name, array in case.items() if name.startswith("w_")}
-
-    def forward(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = F.conv2d(images, w["conv1a.weight"], stride=2, padding=1)
-        x = F.conv2d(x, w["b2.conv.weight"], stride=2, padding=1).relu()
-        x = F.conv2d(x, w["b3.conv.weight"], w["b3.conv.bias"], stride=2, padding=1).relu()
-        x = F.conv2d(x, w["b7.conv.weight"]).relu()
-        statistics = (w["bn7.running_mean"], w["bn7.running_var"], w["bn7.weight"], w["bn7.bias"])
-        x = F.conv2d(F.batch_norm(x, *statistics).relu(), w["fc8.weight"]).relu()
-        cam = F.conv2d(x, w["fc9.weight"])[:, 1:]
-        return cam, cam.mean((2, 3))
-
-    return CamNetwork(forward, MEAN, STD)
+def network(case, tiny_network) -> CamNetwork:
+    return tiny_network(case)
 
 
 def test_cams_match_the_published_inference(case, network):
@@ -73,7 +60,7 @@ def test_mirrored_pictures_get_mirrored_cams(case, network):
 
 
 def test_bf16_stays_close_to_fp32(case, network):
-    half = CamNetwork(network.forward, MEAN, STD, bf16=True)
+    half = replace(network, bf16=True)
     exact = multiscale_cam(network, case["i0_rgb_u8"], case["i0_label"])
     rough = multiscale_cam(half, case["i0_rgb_u8"], case["i0_label"])
     assert 0 < np.abs(rough.cams - exact.cams).max() < 0.1

@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 
 from ktse_dist.config import Config, load_config
 from ktse_dist.run_folder import RunFolder
+from ktse_dist.training.irn import IRNTask, irn_config
 from ktse_dist.training.job import Job
 from ktse_dist.training.loop import run
 from ktse_dist.training.setup import prepare_process
@@ -21,6 +22,9 @@ ENGINES = {
     "zero2": ("deepspeed", 2),
     "zero3": ("deepspeed", 3),
 }
+
+
+IRN = "irn"  # instead of a preset: IRN's network on the labels in OUT/labels
 
 
 class Rank:
@@ -60,6 +64,12 @@ def config_of(dataset: Path, engine: str, preset: str, world: int, *more: str) -
     return load_config(None, keys)
 
 
+def job_of(config: Config, out: Path, name: str, preset: str) -> Job:
+    if preset == IRN:
+        return Job(irn_config(config), RunFolder(out / name), task=IRNTask(out / "labels", None))
+    return Job(config, RunFolder(out / name))
+
+
 def train(rank: int, world: int, dataset: Path, out: Path, jobs: list[str], port: int) -> None:
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
@@ -73,11 +83,11 @@ def train(rank: int, world: int, dataset: Path, out: Path, jobs: list[str], port
         dist.init_process_group("gloo", rank=rank, world_size=world)
     for job in jobs:
         name, engine, preset, stops, *more = job.split(":")
-        config = config_of(dataset, engine, preset, world, *more)
+        config = config_of(dataset, engine, "corrected" if preset == IRN else preset, world, *more)
         done = 0
         for stop in [*(int(s) for s in stops.split("+") if s), None]:
             steps = None if stop is None else stop - done
-            run(Job(config, RunFolder(out / name)), Rank(rank, world, steps))
+            run(job_of(config, out, name, preset), Rank(rank, world, steps))
             done = stop or done
     if world > 1:
         dist.barrier()
