@@ -37,7 +37,7 @@ def test_masks_become_a_network_its_masks_of_val_and_a_score(masked_run):
     lines = [json.loads(line) for line in masked_run.segment.metrics_file.read_text().splitlines()]
     assert [line["phase"] for line in lines] == [1, 1, 2, 2, 2, 2]
     assert lines[-1].keys() >= {"ce1", "ce2", "cot1", "cot2", "total"}
-    val = Index.open(masked_run.path.parent / "data", "val")
+    val = Index.open(masked_run.read_config().data.path, "val")
     masks = MaskIndex(masked_run.segment.masks, val)
     assert all(masks.has(row) for row in range(len(val)))
     summary = masked_run.read_summary()
@@ -63,7 +63,7 @@ class Interrupted:
         return self.left == 0
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_stopped_stage_goes_on_to_the_same_weights(masked_run, count):
     config = segment.stage2(masked_run.read_config(), [*KEYS, f"segment.networks={count}", "segment.sure=0.2"])
     whole = segment.job_of(masked_run, config)
@@ -121,3 +121,9 @@ def test_a_stage_killed_at_random_ends_as_if_it_never_was(masked_run, tmp_path):
 def reached(folder: RunFolder) -> int:
     path = checkpoint.latest(folder.segment.checkpoints)
     return int(path.name.removeprefix("step-")) if path else 0
+
+
+@pytest.mark.slow
+def test_it_trains_on_ray_workers_with_loading_processes(masked_run):
+    call(masked_run, "engine.name=ddp", "ray.workers=2", "data.workers=1")
+    assert load_segmenter(masked_run.segment.model).classes
