@@ -14,7 +14,8 @@ from tqdm import tqdm
 from ktse_dist.config import Config, merge, parse_override, validate
 from ktse_dist.data.pool import WorkerDied
 from ktse_dist.errors import UserError, run_main
-from ktse_dist.inference.answers import LOOKS, Answers, Scores
+from ktse_dist.evaluation.network import network_line, network_scores
+from ktse_dist.inference.answers import Answers, Scores
 from ktse_dist.inference.generate import parts
 from ktse_dist.inference.mask_shards import remove_partials, write_mask_index
 from ktse_dist.inference.segmentation import SegmentationNetwork
@@ -22,8 +23,9 @@ from ktse_dist.inference.settings import keep_settings, kept_settings
 from ktse_dist.mask_work import splits
 from ktse_dist.models.segmenter import load_segmenter
 from ktse_dist.presets import SEGMENT, SEGMENT_SMALL
-from ktse_dist.run_folder import RunFolder
+from ktse_dist.run_folder import RunFolder, write_text
 from ktse_dist.train import check_compiler, check_installed, check_kernels, make_folder, train
+from ktse_dist.training.checkpoint import file_digest
 from ktse_dist.training.job import Job, prepare
 from ktse_dist.training.segment_task import SegmentTask
 from ktse_dist.training.setup import STOPPED, start_logging
@@ -50,12 +52,13 @@ def main(arguments: list[str]) -> None:
     check_kernels(config)
     prepare(job)
     make_folder(job.folder)
+    keep_masks(folder)
     train([job])
     if not job.folder.model.exists():
         print(f"stopped: {job.folder.path}; the same command goes on where it stopped")
         raise SystemExit(STOPPED)
     found = test(folder, config)
-    print(f"{line(found)}\nnetwork: {job.folder.model}\nits masks of val: {job.folder.masks}")
+    print(f"{network_line(found)}\nnetwork: {job.folder.model}\nits masks of val: {job.folder.masks}")
 
 
 def stage2(run: Config, overrides: list[str]) -> Config:
@@ -98,6 +101,17 @@ def job_of(folder: RunFolder, config: Config) -> Job:
     return Job(config, folder.segment, task=SegmentTask(folder.masks, count), forks=False, free=FREE)
 
 
+def keep_masks(folder: RunFolder) -> None:
+    """Note which masks a network is learnt from; UserError where it began with others."""
+    now, file = file_digest(folder.masks / "train.masks.json"), folder.segment.path / "masks.sha256"
+    if file.is_file() and file.read_text().strip() != now:
+        raise UserError(
+            f"{folder.masks}: other masks than those that the network in {folder.segment.path} began with; delete that "
+            "folder to train anew"
+        )
+    write_text(file, f"{now}\n")
+
+
 def test(folder: RunFolder, config: Config) -> dict[str, Any]:
     """Masks of the val pictures into the stage's folder, and their score into the run's summary.json."""
     start, own = time.perf_counter(), folder.segment
@@ -124,28 +138,6 @@ def test(folder: RunFolder, config: Config) -> dict[str, Any]:
     test_seconds = round(time.perf_counter() - start, 1)
     folder.update_summary(**fields, seconds={"segment": seconds, "segment_test": test_seconds})
     return fields
-
-
-def network_scores(scores: Scores, classes: list[str]) -> dict[str, Any]:
-    """Percent, on val; null without ground truth."""
-    known = scores.pictures > 0
-    fields: dict[str, Any] = {
-        f"network_miou_{look}": round(scores.looks[look].miou(), 2) if known else None for look in LOOKS
-    }
-    ious = scores.looks["final"].iou().round(2).tolist()
-    fields["network_per_class"] = dict(zip(["background", *classes], ious, strict=True)) if known else None
-    return fields | {"network_pictures": scores.pictures}
-
-
-def line(found: dict[str, Any]) -> str:
-    """The score for people."""
-    if found["network_miou_final"] is None:
-        return "no ground truth, so no mIoU of the network"
-    single, multi, final = (found[f"network_miou_{look}"] for look in LOOKS)
-    return (
-        f"network         mIoU {final:6.2f} on val ({found['network_pictures']} pictures); {single:.2f} at one scale, "
-        f"{multi:.2f} over scales"
-    )
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def test_masks_become_a_network_its_masks_of_val_and_a_score(masked_run):
     lines = [json.loads(line) for line in masked_run.segment.metrics_file.read_text().splitlines()]
     assert [line["phase"] for line in lines] == [1, 1, 2, 2, 2, 2]
     assert lines[-1].keys() >= {"ce1", "ce2", "cot1", "cot2", "total"}
+    assert masked_run.segment.attribution.is_file()
     val = Index.open(masked_run.read_config().data.path, "val")
     masks = MaskIndex(masked_run.segment.masks, val)
     assert all(masks.has(row) for row in range(len(val)))
@@ -97,6 +98,15 @@ def test_missing_masks_are_named(masked_run):
     (masked_run.masks / "settings.json").write_text(json.dumps({"pictures": {"train": 10}}))
     with pytest.raises(UserError, match="no mask of"):
         call(masked_run)
+
+
+def test_a_network_does_not_go_on_with_other_masks(masked_run):
+    segment.make_folder(masked_run.segment)
+    segment.keep_masks(masked_run)
+    segment.keep_masks(masked_run)
+    (masked_run.masks / "train.masks.json").write_text("{}")
+    with pytest.raises(UserError, match="other masks than those"):
+        segment.keep_masks(masked_run)
 
 
 @pytest.mark.slow

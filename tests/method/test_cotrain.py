@@ -108,3 +108,13 @@ def test_a_step_reaches_every_parameter_and_repeats_bit_by_bit(count, phase):
 def test_one_network_has_no_partner_to_learn_from():
     module = CoTraining([Tiny()], Segment(networks=1))
     assert module(tiny_batch(), 2).keys() == {"ce1", "total"}
+
+
+def test_bf16_is_the_networks_alone():
+    """The losses of fp32 within bf16's rounding; the pictures stay exact."""
+    torch.manual_seed(0)
+    networks = [Tiny(), Tiny()]
+    exact, fast = (CoTraining(networks, Segment(), precision)(tiny_batch(), 1) for precision in ("fp32", "bf16"))
+    for name, loss in exact.items():
+        assert fast[name].dtype == torch.float32
+        assert fast[name].item() == pytest.approx(loss.item(), rel=0.02)
