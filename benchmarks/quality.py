@@ -20,7 +20,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ktse_dist.config import Config, load_config
+from ktse_dist.config import Config
+from ktse_dist.config_file import load_config
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.evaluation.score import score
 from ktse_dist.inference.generate import SeedSource, calibrate, parts

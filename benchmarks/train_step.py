@@ -17,10 +17,8 @@ import math
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +26,18 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
 import measuring
 import published_ops
+import published_step
 import torch
+from step_parts import Clock, part, running, timed
 from torch import Tensor, nn
 
 import kernels
 from ktse_dist import models
-from ktse_dist.config import Config, load_config
+from ktse_dist.config import Config
+from ktse_dist.config_file import load_config
 from ktse_dist.method import ktse
 from ktse_dist.method.batch import Batch
-from ktse_dist.method.ktse import ERASED, IMAGE, KTSE, MIXED, PARTNER, role_keys
-from ktse_dist.method.losses import classification_loss
-from ktse_dist.method.pixels import denormalise, normalise
+from ktse_dist.method.ktse import KTSE
 from ktse_dist.training.optim import parameter_groups
 from ktse_dist.training.setup import keep_freed_memory
 
@@ -47,51 +46,6 @@ WEIGHTS = {"efficientnet_lite0": "imagenet", "resnet38d": "none"}
 STRIDE = {"efficientnet_lite0": 16, "resnet38d": 8}
 TOLERANCE = {"fp32": (1e-4, 1e-3), "bf16": (2e-2, 1e-1)}  # total loss, gradient of the head
 OPERATIONS = ("foreground", "erase", "transfer_loss", "align_loss", "seg_counts", "seg_loss", "par", "pyramid_gate")
-
-
-class PublishedStep(nn.Module):
-    """The published phase 2 (docs/method.md 1.5) around a backbone and a head of ours."""
-
-    def __init__(self, backbone: nn.Module, head: nn.Module, precision: str):
-        super().__init__()
-        self.backbone, self.head, self.precision = backbone, head, precision
-
-    def forward(self, batch: Batch) -> Tensor:
-        mean, std = self.backbone.mean, self.backbone.std
-        images = normalise(batch.images, batch.inside, mean, std)
-        partners = normalise(batch.partners, batch.partner_inside, mean, std)
-        pairs, labels = min(4, len(images)), batch.labels
-        seg, scores = self.network(images, role_keys(batch.keys, IMAGE))
-        partner_seg, _ = self.network(partners, role_keys(batch.keys, PARTNER))
-        cam, partner_cam = seg[:, 1:], partner_seg[:, 1:]
-        keep = published_ops.foreground(cam, labels) < 0.6
-        strongest = published_ops.foreground(cam, labels, images.shape[2:])
-        erased_seg, _ = self.network(images * (strongest < 0.6), role_keys(batch.keys, ERASED))
-        erased_cam = erased_seg[:, 1:]
-        own, other = (
-            published_ops.pseudo_labels(denormalise(pictures, mean, std, truncated=True), cams, tags)
-            for pictures, cams, tags in ((images, cam, labels), (partners, partner_cam, batch.partner_labels))
-        )
-        mixed = torch.cat([images[:pairs], partners[:pairs]], dim=2)
-        mixed_seg, _ = self.network(mixed, role_keys(batch.keys[:pairs], MIXED))
-        union = torch.maximum(labels, batch.partner_labels)[:pairs]
-        mixed_target = torch.cat([own[:pairs], other[:pairs]], dim=1)
-        return (
-            classification_loss(scores, labels)
-            + published_ops.align_loss(cam, erased_cam, keep, labels)
-            + published_ops.global_align_loss(cam, erased_cam, labels)
-            + published_ops.transfer_loss(cam[:pairs], partner_cam[:pairs], mixed_seg[:, 1:], union)
-            + published_ops.seg_loss(seg, own, labels, strongest)[0]
-            + published_ops.seg_loss(mixed_seg, mixed_target, None, None)[0]
-        )
-
-    def network(self, images: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Background and CAMs, and the scores that every call of the published network makes."""
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            seg = self.head(self.backbone(images, keys)).float()
-        gates = self.head.gates
-        pairs = (gates.p1, gates.n1), (gates.p2, gates.n2), (gates.p3, gates.n3)
-        return seg, published_ops.pyramid_gate(seg[:, 1:], pairs)[1]
 
 
 class Step:
@@ -123,100 +77,23 @@ class Step:
         return loss.detach(), gradient
 
 
-# --- parts of a step -------------------------------------------------------------------------------------------------
-
-_clock: "Clock | None" = None
-
-
-class Clock:
-    """Seconds of each part of a step, a part inside another not counted twice."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.spent, self.open = device, {}, []
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        measuring.synchronize(self.device)
-        start = time.perf_counter()
-        self.open.append(0.0)
-        try:
-            yield
-        finally:
-            measuring.synchronize(self.device)
-            whole = time.perf_counter() - start
-            self.spent[name] = self.spent.get(name, 0.0) + whole - self.open.pop()
-            if self.open:
-                self.open[-1] += whole
-
-
-@contextmanager
-def part(name: str) -> Iterator[None]:
-    """Time what is inside under `name`, if a clock runs."""
-    if _clock is None:
-        yield
-        return
-    with _clock.part(name):
-        yield
-
-
-class _Timed(torch.autograd.Function):
-    """A call whose forward and backward passes are parts of their own: it records its own graph inside.
-
-    start: any scalar that needs a gradient, so that the result has one where only parameters inside the call want it.
-    """
-
-    @staticmethod
-    def forward(ctx, start, names, call, *arguments):
-        leaves = [x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in arguments]
-        with torch.enable_grad(), part(names[0]):
-            results = call(*leaves)
-        ctx.set_materialize_grads(False)
-        ctx.name, ctx.leaves = names[1], leaves
-        ctx.results = results if isinstance(results, tuple) else (results,)
-        outside = tuple(x.detach() if isinstance(x, Tensor) else x for x in ctx.results)
-        return outside if isinstance(results, tuple) else outside[0]
-
-    @staticmethod
-    def backward(ctx, *grads):
-        wanted = [(x, grad) for x, grad in zip(ctx.results, grads, strict=True) if grad is not None]
-        with part(ctx.name):
-            if wanted:
-                torch.autograd.backward(*zip(*wanted, strict=True))
-        return None, None, None, *[x.grad if isinstance(x, Tensor) else None for x in ctx.leaves]
-
-
-def timed(call: Callable, forward: str, backward: str | None = None) -> Callable:
-    """`call` as a part named `forward`; its backward pass, where it has one, as `backward` or the same."""
-
-    def run(*arguments: Any, **keywords: Any) -> Any:
-        learns = backward or any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
-        if not (learns and torch.is_grad_enabled()):
-            with part(forward):
-                return call(*arguments, **keywords)
-        start = torch.zeros((), requires_grad=True)
-        return _Timed.apply(start, (forward, backward or forward), partial(call, **keywords), *arguments)
-
-    return run
-
-
 @contextmanager
 def parts_of(step: Step) -> Iterator[Clock]:
     """While open, the step's backbone, head and operations are timed."""
-    global _clock
     module, ours = step.module, isinstance(step.module, KTSE)
-    here, operations = sys.modules[__name__], kernels if ours else published_ops
+    operations = kernels if ours else published_ops
     places = [(module.backbone, "forward", "backbone forward", "backbone backward"), (module.head, "forward", "head")]
     places += [(operations, name, name) for name in OPERATIONS if hasattr(operations, name)]
     places += [(ktse if ours else operations, "pseudo_labels", "pseudo-labels but PAR")]
-    places += [(ktse if ours else here, "normalise", "data to device")]
+    places += [(ktse if ours else published_step, "normalise", "data to device")]
     kept = [(owner, name, getattr(owner, name)) for owner, name, *_ in places]
     for (owner, name, *names), (_, _, call) in zip(places, kept, strict=True):
         setattr(owner, name, timed(call, *names))
-    _clock = Clock(step.device)
+    clock = Clock(step.device)
     try:
-        yield _clock
+        with running(clock):
+            yield clock
     finally:
-        _clock = None
         for owner, name, call in kept:
             if isinstance(owner, nn.Module):
                 delattr(owner, name)  # the class's own is there again
@@ -240,9 +117,6 @@ def breakdown(step: Step, repeats: int) -> dict[str, float]:
 def outside(parts: dict[str, float]) -> float:
     """Share of a step that is neither forward nor backward pass of the backbone."""
     return 1 - (parts["backbone forward"] + parts["backbone backward"]) / sum(parts.values())
-
-
-# --- what is compared ------------------------------------------------------------------------------------------------
 
 
 def draw_batch(pictures: int, size: int, classes: int, pairs: int) -> Batch:
@@ -273,7 +147,7 @@ def formulations(options: argparse.Namespace, pictures: int, size: int, classes:
     nn.ModuleList([backbone, head]).to(device=device, memory_format=torch.channels_last)
 
     def published(precision: str) -> Step:
-        module = PublishedStep(backbone, head, precision)
+        module = published_step.PublishedStep(backbone, head, precision)
         return Step(module, module, draw_batch(pictures, size, classes, pictures), configs["published"])
 
     def ours(preset: str, count: int = pictures, phase: int = 2) -> Step:

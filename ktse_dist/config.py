@@ -1,22 +1,11 @@
-"""The schema of a run: frozen pydantic models, presets, YAML and `a.b=c` overrides.
+"""The schema of a run: frozen pydantic models, and what must hold between their keys. config_file.py fills it."""
 
-Precedence: preset < YAML < override. Nothing else in ktse_dist reads YAML.
-"""
-
-import difflib
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
-
-from ktse_dist.errors import UserError
-from ktse_dist.presets import PRESETS
-
-YAML_LIMIT = 65_536  # bytes; a larger file is not one of our configs
 
 
 class Model(BaseModel):
@@ -24,7 +13,6 @@ class Model(BaseModel):
 
 
 REMOTE = re.compile(r"(s3|gs|https?)://(?!.*::)[^\s?#@]+")  # no password, no query that may hold a token
-
 WRITABLE = re.compile(r"(s3|gs)://(?!.*::)[^\s?#@]+")
 ROOT_ALLOWED = (
     "allowed are a folder, and s3:// and gs:// addresses without password, '?', '#' and '::'; give one of these"
@@ -251,11 +239,39 @@ class Engine(Model):
     zero: Literal[1, 2, 3] = 2  # DeepSpeed's sharding stage
 
 
+MOST_WORKERS = 4096
+
+
+def worker_count(value: Any) -> int | tuple[int, int]:
+    """A number of workers, or the smallest and the largest one."""
+    ends = value if isinstance(value, list | tuple) and len(value) == 2 else (value, value)
+    whole = all(isinstance(end, int) and not isinstance(end, bool) for end in ends)
+    if not (whole and 1 <= ends[0] <= ends[1] <= MOST_WORKERS):
+        raise PydanticCustomError(
+            "workers", f"allowed are a number from 1 to {MOST_WORKERS}, and two of them as [smallest, largest]"
+        )
+    return tuple(value) if isinstance(value, list) else value
+
+
 class Ray(Model):
-    workers: int = Field(2, ge=1, le=4096)
+    # [smallest, largest]: as many as the cluster has room for, more or fewer of them while the run goes on
+    workers: Annotated[int | tuple[int, int], BeforeValidator(worker_count)] = 2
+    resize_seconds: float = Field(
+        60, ge=1, le=86_400
+    )  # from one look for more room to the next; growing is a new start
     use_gpu: bool = False
     threads: int = Field(1, ge=1, le=256)  # CPU threads of one worker
     max_failures: int = Field(10, ge=0, le=1000)  # new starts after lost ranks; a fault that comes back ends the run
+    # the same after notices that a node will be taken away, which say nothing about the run
+    max_preemptions: int = Field(1000, ge=0, le=100_000)
+
+    @property
+    def fewest(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class Kernels(Model):
@@ -347,9 +363,9 @@ class Config(Model):
     @model_validator(mode="after")
     def _every_rank_has_a_picture(self) -> "Config":
         smallest = min(size for _, size in self.train.batch)
-        if self.engine.name != "torch" and smallest < self.ray.workers:
+        if self.engine.name != "torch" and smallest < self.ray.most:
             raise ValueError(
-                f"train.batch has a batch of {smallest} for ray.workers={self.ray.workers}; every worker needs a "
+                f"train.batch has a batch of {smallest} for ray.workers={self.ray.most}; every worker needs a "
                 "picture: raise train.batch or lower ray.workers"
             )
         return self
@@ -376,121 +392,5 @@ class Config(Model):
 
     @property
     def world(self) -> int:
-        return 1 if self.engine.name == "torch" else self.ray.workers
-
-
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The resolved config of a YAML file (None: the built-in demo) and `a.b=c` overrides. Raises UserError."""
-    return over_preset(merge(read_given(path), *(parse_override(o) for o in overrides)))
-
-
-def read_given(path: Path | None) -> dict[str, Any]:
-    """What a YAML file or a built-in config gives (None: the demo), before anything is checked."""
-    return read_yaml(built_in(path) if path else DEMO)
-
-
-def over_preset(given: dict[str, Any]) -> Config:
-    """The config of these keys over the preset that they name."""
-    method = given.get("method")
-    preset = method.get("preset", "corrected") if isinstance(method, dict) else "corrected"
-    known = preset if isinstance(preset, str) and preset in PRESETS else "corrected"  # validation names a wrong one
-    return validate(merge(PRESETS[known], given))
-
-
-DEMO = Path(__file__).parent / "demo.yaml"
-
-
-def built_in(path: Path) -> Path:
-    """A bare name that is no file here, such as `own`, means the config of that name that comes with the package."""
-    return DEMO.with_name(f"{path}.yaml") if str(path) in names() and not path.is_file() else path
-
-
-def validate(given: dict[str, Any]) -> Config:
-    try:
-        return Config.model_validate(given)
-    except ValidationError as error:
-        raise UserError(explain(error.errors()[0])) from None
-
-
-def explain(problem: Any, root: type[Model] = Config) -> str:
-    """Pydantic's first complaint about a `root` as one line: key, what was found, what is allowed."""
-    path = [str(part) for part in problem["loc"]]
-    key = ".".join(path) or "config"
-    if problem["type"] == "extra_forbidden" and path == ["search"]:
-        return "search: is for ktse tune --config FILE; leave it out to train one run"
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: no such key. {nearest(path, root)}"
-    if problem["type"] == "value_error":
-        return ".".join([*path, problem["msg"].removeprefix("Value error, ")])  # our messages begin with the key
-    return f"{key}: found {problem['input']!r}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
-
-
-def nearest(path: Sequence[str], root: type[Model]) -> str:
-    model: Any = root
-    for part in path[:-1]:
-        model = get_args(model)[1] if get_origin(model) is dict else model.model_fields[part].annotation
-    known = [field.alias or name for name, field in model.model_fields.items()]
-    close = difflib.get_close_matches(path[-1], known, n=1)
-    return f"Did you mean '{'.'.join([*path[:-1], close[0]])}'?" if close else f"Allowed here: {', '.join(known)}"
-
-
-def names() -> list[str]:
-    """The configs that come with the package."""
-    return sorted(file.stem for file in DEMO.parent.glob("*.yaml"))
-
-
-# What loading foreign text can raise: also for 2024-13-45, for numbers of 5,000 digits, and for 10,000 brackets.
-NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
-
-
-class _NoAliases(yaml.SafeLoader):
-    """Safe loading without anchors: an alias bomb stays text."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not allowed")
-        return super().compose_node(parent, index)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file: safe types only, no aliases, at most YAML_LIMIT bytes."""
-    if not path.is_file():
-        raise UserError(f"--config {path}: no such file; give one, or the name of a built-in one: {', '.join(names())}")
-    if path.stat().st_size > YAML_LIMIT:
-        raise UserError(f"--config {path}: {path.stat().st_size} bytes; a config has at most {YAML_LIMIT}")
-    try:
-        content = yaml.load(path.read_text(), Loader=_NoAliases)  # a subclass of SafeLoader
-    except NOT_YAML as error:
-        raise UserError(f"--config {path}: not YAML that we read ({error}); see configs/demo.yaml") from None
-    if content is not None and not isinstance(content, dict):
-        raise UserError(f"--config {path}: found a {type(content).__name__}; allowed is a mapping of sections")
-    return content or {}
-
-
-def parse_override(text: str) -> dict[str, Any]:
-    """`a.b=c` as a nested mapping; c is read as YAML."""
-    key, equals, value = text.partition("=")
-    if not equals or not all(key.split(".")):
-        raise UserError(f"'{text}': not an override; write section.key=value, for example train.epochs=3")
-    try:
-        content: Any = yaml.load(value, Loader=_NoAliases)
-    except NOT_YAML:
-        raise UserError(f"'{text[:200]}': the value is not YAML; quote it, for example run.name='\"a: b\"'") from None
-    for part in reversed(key.split(".")):
-        content = {part: content}
-    return content
-
-
-def merge(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Later layers win; mappings merge, everything else is replaced."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            below = merged.get(key)
-            merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def to_yaml(config: Config) -> str:
-    """The resolved config as YAML that `load_config` reads back to the same config."""
-    return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False)
+        """Ranks; where their number may change the fewest, each of which has the most to do."""
+        return 1 if self.engine.name == "torch" else self.ray.fewest

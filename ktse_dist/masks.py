@@ -16,7 +16,8 @@ from typing import get_args
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ktse_dist.config import Config, Masks, merge, parse_override, validate
+from ktse_dist.config import Config, Masks
+from ktse_dist.config_file import merge, parse_override, validate
 from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.inference.mask_shards import remove_partials, write_mask_index

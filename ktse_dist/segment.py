@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ktse_dist.config import Config, merge, parse_override, validate
+from ktse_dist.config import Config
+from ktse_dist.config_file import merge, parse_override, validate
 from ktse_dist.data.pool import WorkerDied
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.evaluation.network import network_line, network_scores
@@ -85,13 +86,14 @@ def stage2(run: Config, overrides: list[str]) -> Config:
 
 
 def check_batch(config: Config) -> None:
-    pairs = 2 * config.world
-    wrong = [size for _, size in config.train.batch if size % pairs]
-    if wrong:
-        raise UserError(
-            f"train.batch has a batch of {wrong[0]} for {config.world} workers, and pictures are mixed in pairs; "
-            f"allowed are multiples of {pairs}"
-        )
+    ray = config.ray
+    worlds = [1] if config.engine.name == "torch" else range(ray.fewest, ray.most + 1)
+    for size, world in ((size, world) for _, size in config.train.batch for world in worlds):
+        if size % (2 * world):
+            raise UserError(
+                f"train.batch has a batch of {size}, and pictures are mixed in pairs on each of {world} workers; "
+                f"allowed are multiples of {2 * world}: change train.batch or ray.workers"
+            )
     if config.train.micro_batch:
         raise UserError("train.micro_batch: stage 2 mixes pictures of a whole batch; leave it out or lower train.batch")
 

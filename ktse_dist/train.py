@@ -9,7 +9,8 @@ from pathlib import Path
 import kernels
 from kernels.dispatch import check_device
 from ktse_dist import models
-from ktse_dist.config import Config, load_config, merge, to_yaml, validate
+from ktse_dist.config import Config
+from ktse_dist.config_file import load_config, merge, to_yaml, validate
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.run_folder import RunFolder, dataset_path, run_address, run_folder, run_root

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ktse_dist.config import Config, to_yaml, validate
+from ktse_dist.config import Config
+from ktse_dist.config_file import to_yaml, validate
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.run_folder import RunFolder, run_folder, write_text
 from ktse_dist.search import Search, Trial, best_first, load_search, rung_steps, variant

@@ -57,7 +57,8 @@ def untrained_run(tmp_path_factory) -> Callable[..., Path]:
         from torch import nn
 
         from ktse_dist import models
-        from ktse_dist.config import Network, load_config
+        from ktse_dist.config import Network
+        from ktse_dist.config_file import load_config
         from ktse_dist.data.pack.writer import new_dataset, write_about, write_split
         from ktse_dist.models.weights import save_model
         from ktse_dist.run_folder import RunFolder
@@ -207,7 +208,7 @@ def masked_run(tmp_path, packed_masks):
 @pytest.fixture(scope="session")
 def packed_masks(tmp_path_factory):
     """A run that was not trained; the masks of its first 8 training pictures are the ground truth."""
-    from ktse_dist.config import load_config
+    from ktse_dist.config_file import load_config
     from ktse_dist.data.index import Index
     from ktse_dist.data.pack.stickers import pack_stickers
     from ktse_dist.data.reader import Reader

@@ -64,6 +64,18 @@ def test_a_row_whose_check_fails_is_not_printed_and_nothing_holds(script, capsys
     assert last["holds"] is False and last["figures"] == {}
 
 
+def test_a_variant_that_fails_takes_no_other_row_with_it(script, capsys, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("out of memory\nand more")
+
+    ops = script("ops")
+    monkeypatch.setattr(script("published_ops"), "align_loss", fails)
+    ops.main([*TINY, "--ops", "align"])
+    lines, last = printed(capsys)
+    assert "align published: NOT PRINTED, RuntimeError: out of memory" in lines
+    assert rows_of(lines, "align") == {"reference", "fast path"} and last["holds"] is False
+
+
 def test_half_precision_rows_are_checked_too(script, capsys):
     script("ops").main([*TINY, "--dtype", "bf16", "--ops", "align", "seg_loss", "erase"])
     lines, last = printed(capsys)
@@ -166,3 +178,75 @@ def test_a_checkpoint_of_weights_that_training_went_on_to_change_gives_no_figure
     with pytest.raises(AssertionError):
         checkpoint.main(CHECKPOINT)
     assert "figures" not in capsys.readouterr().out
+
+
+def sent_in(script, capsys, *options):
+    """Every row of a scaling run on small pictures, and its last line."""
+    rows = []
+    scaling = script("scaling")
+    told = scaling.told
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scaling, "told", lambda found: (rows.extend(found), told(found)))
+        scaling.main(["--quick", *options])
+    return rows, printed(capsys)[1]
+
+
+def test_zero3_sends_what_the_formula_says(script, capsys):
+    rows, last = sent_in(script, capsys, "--workers", "2", "--engines", "zero3")
+    assert [row["phase"] for row in rows] == [1, 2] and all(row["bytes"] > 10e6 for row in rows)
+    assert all(row["calls"] == row["formula_calls"] for row in rows)
+    assert last["figures"]["bytes_model_error"] < 0.01 and last["holds"] is True
+
+
+@pytest.mark.slow
+def test_all_engines_send_what_the_formula_says_in_both_phases(script, capsys, tmp_path):
+    rows, last = sent_in(script, capsys, "--save", str(tmp_path))
+    assert len(rows) == 2 * 2 * 6 and max(row["error"] for row in rows) < 0.01
+    assert last["holds"] is True
+    assert json.loads((tmp_path / "scaling.json").read_text())["rows"] == rows
+    with (tmp_path / "scaling_on_paper.csv").open(newline="") as file:
+        assert {row["gpus"] for row in csv.DictReader(file)} >= {"8", "512"}
+    assert (tmp_path / "scaling_on_paper.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("wrong", "holds"), [(0.04, True), (0.06, False)])
+def test_a_formula_that_is_too_far_off_does_not_hold(script, wrong, holds):
+    counted = {"engine": "ddp", "backbone": "efficientnet_lite0", "workers": 2, "phase": 1, "calls": 2}
+    scaling = script("scaling")
+    told = scaling.step_model.sent("ddp", scaling.step_model.size_of("efficientnet_lite0"), 2, 1).total
+    sockets = {"socket_bytes": 1, "gloo_bytes": 1}
+    row = scaling.against_formula(counted | {"bytes": told / (1 + wrong)} | sockets)
+    assert scaling.result_of([row])["holds"] is holds
+
+
+def test_a_collective_that_has_no_convention_is_an_error(script):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with script("traffic").Traffic() as traffic:
+            dist.all_reduce(torch.ones(3))
+            with pytest.raises(AssertionError, match="no convention for"):
+                dist.all_to_all_single(torch.empty(2), torch.ones(2))
+    finally:
+        dist.destroy_process_group()
+    assert dict(traffic.size) == {"allreduce_": 12}
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero3"])
+def test_on_paper_slower_links_and_more_nodes_never_help(script, engine):
+    scaling = script("scaling")
+    rows = [row for row in scaling.on_paper(16) if row["engine"] == engine]
+    places = {(row["backbone"], row["phase"], row["link"], row["gpus"]): row["efficiency"] for row in rows}
+    assert len(places) == len(rows) and all(0 < efficiency < 1 for efficiency in places.values())
+    fast, slow = "400 Gbit/s", "25 Gbit/s"
+    assert all(places[b, p, slow, n] <= places[b, p, fast, n] for b, p, _, n in places)
+    assert all(places[b, p, link, 512] <= places[b, p, link, 8] for b, p, link, _ in places)
+
+
+@pytest.mark.slow
+def test_masks_of_one_worker_of_two_and_after_a_kill_are_the_same_files(script, capsys):
+    script("masks").main(["--pictures", "240"])
+    _, last = printed(capsys)
+    assert last["figures"]["files_that_differ"] == last["figures"]["shards_made_twice"] == 0
+    assert last["figures"]["workers_x"] > 0 and last["figures"]["command_x"] > 0

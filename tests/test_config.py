@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ktse_dist.config import DEMO, Config, load_config, parse_override, read_yaml, to_yaml
+from ktse_dist.config import Config
+from ktse_dist.config_file import DEMO, load_config, parse_override, read_yaml, to_yaml
 from ktse_dist.errors import UserError
 from ktse_dist.presets import PRESETS
 from ktse_dist.search import load_search

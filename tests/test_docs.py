@@ -20,7 +20,7 @@ def test_every_row_of_the_security_page_has_a_test(row):
     assert re.search(r"`tests/[\w/]+\.py::\w+`", row)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/security.md", "docs/data_order.md", "docs/method.md"])
+@pytest.mark.parametrize("page", ["README.md", *(str(file.relative_to(ROOT)) for file in (ROOT / "docs").glob("*.md"))])
 def test_links_lead_to_files_of_the_repository(page):
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text())
     folder = (ROOT / page).parent

@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from ktse_dist import export
-from ktse_dist.config import load_config
+from ktse_dist.config_file import load_config
 from ktse_dist.data.index import Index
 from ktse_dist.data.pack.writer import Sample, new_dataset, write_about, write_split
 from ktse_dist.data.palette import IGNORE, voc_palette

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ktse_dist.config import load_config
+from ktse_dist.config_file import load_config
 from ktse_dist.errors import UserError
 from ktse_dist.run_folder import JOB_MARK, RunFolder, dataset_path, run_root
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ktse_dist.config import load_config, to_yaml
+from ktse_dist.config_file import load_config, to_yaml
 from ktse_dist.errors import UserError
 from ktse_dist.reporting import search_page
 from ktse_dist.reporting.search_plots import FEWEST, importance

@@ -84,6 +84,7 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(masked_run, count):
         (["run.name=other"], "may be set here"),
         (["segment.mixx=1"], "Did you mean 'segment.mix'"),
         (["train.batch=[[0,5]]"], "multiples of 2"),
+        (["engine.name=ddp", "ray.workers=[1,3]", "train.batch=[[0,4]]"], "multiples of 6"),
         (["train.micro_batch=2"], "train.micro_batch"),
         (["segment.area=[0.8,0.5]"], "segment.area"),
         (["model.backbone=resnet101", "model.output_stride=8"], "model.weights"),

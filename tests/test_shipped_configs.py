@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ktse_dist import train
-from ktse_dist.config import load_config
+from ktse_dist.config_file import load_config
 from ktse_dist.data.pack.__main__ import main as pack
 from ktse_dist.training.schedule import Schedule
 

@@ -12,7 +12,7 @@ import torch
 import kernels
 from ktse_dist import evaluate, masks, report, train
 from ktse_dist.cli import dispatch
-from ktse_dist.config import load_config
+from ktse_dist.config_file import load_config
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.errors import run_main
 

@@ -66,7 +66,7 @@ def persist(
         except Exception as error:  # every protocol has its own kinds
             if is_final(error):
                 kind = NotThere if is_absent(error) else UserError
-                raise kind(f"{address}: {reason(error)}; see to the address and its access rights") from None
+                raise kind(f"{address}: {reason(error)}; {mend(error)}") from None
             if time.monotonic() + wait > since + deadline:
                 raise UserError(
                     f"{address}: no answer for {deadline:g} s ({reason(error)}); see to the server and "
@@ -97,6 +97,12 @@ def is_absent(error: Exception) -> bool:
     return isinstance(error, FileNotFoundError | PermissionError) or getattr(error, "status", None) in (403, 404, 410)
 
 
+def mend(error: Exception) -> str:
+    if getattr(error, "status", None) == 416:  # it ends before the first byte that was asked for
+        return "the copy there is cut short: upload the whole data set again"
+    return "see to the address and its access rights"
+
+
 def reason(error: Exception) -> str:
     """One short line."""
     if isinstance(error, FileNotFoundError):
@@ -124,6 +130,5 @@ def file_system(scheme: str, deadline: float) -> Any:
     except ImportError as error:
         extra = "gs" if scheme == "gs" else "remote"
         raise UserError(
-            f"{scheme}:// needs {PACKAGES[scheme]}, not installed here ({error}); "
-            f"pip install 'ktse_dist[{extra}]'"
+            f"{scheme}:// needs {PACKAGES[scheme]}, not installed here ({error}); pip install 'ktse_dist[{extra}]'"
         ) from None

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ktse_dist.config import Config
@@ -31,15 +32,26 @@ class Board:
 
     def __init__(self, limit: float) -> None:
         self._watch, self._actors, self._stop, self._mistake = Watch(limit), {}, False, None
+        self._resizing, self._seen = False, {}
 
     def beat(self, rank: int, host: str, pid: int, step: int, actor: ActorHandle) -> bool:
         """A rank's sign of life. Returns whether the job is asked to stop."""
         self._watch.beat(rank, host, pid, step, time.monotonic())
         self._actors[rank] = actor
-        return self._stop
+        self._seen[rank] = time.monotonic()
+        return self._stop or self._resizing
 
     def leave(self, rank: int) -> None:
         self._watch.forget(rank)
+        self._seen.pop(rank, None)
+
+    def resize(self, resizing: bool) -> None:
+        """Whether all ranks are to leave with a checkpoint, because another number of them will go on."""
+        self._resizing = resizing
+
+    def ranks(self) -> list[int]:
+        """Those that are there; one that was killed has not left, but is silent."""
+        return [rank for rank, seen in self._seen.items() if time.monotonic() - seen < ANSWER_SECONDS]
 
     def stop(self) -> None:
         self._stop = True
@@ -67,10 +79,13 @@ def pause(config: Config) -> float:
 
 
 class Pulse:
-    """A thread of a rank that tells the board how far it is. `step` is written, `asked_to_stop` read by the rank."""
+    """A thread of a rank that tells the board how far it is, and hears what is asked of it.
+
+    step: written by the rank.    asked_to_stop: by the driver.    going: ranks whose nodes are about to be taken away.
+    """
 
     def __init__(self, board: ActorHandle, rank: int, config: Config) -> None:
-        self.step, self.asked_to_stop = 0, False
+        self.step, self.asked_to_stop, self.going = 0, False, []
         self._board, self._rank, self._pause = board, rank, min(1.0, pause(config))
         self._actor = ray.get_runtime_context().current_actor
         self._ended = threading.Event()
@@ -82,6 +97,7 @@ class Pulse:
             try:
                 beat = self._board.beat.remote(self._rank, host, pid, self.step, self._actor)
                 self.asked_to_stop = ray.get(beat, timeout=ANSWER_SECONDS)
+                self.going = going_ranks()
             except RayError as error:  # the driver is going; Ray ends this rank
                 log.warning(f"rank {self._rank}: the driver does not answer ({type(error).__name__})")
             self._ended.wait(self._pause)
@@ -94,6 +110,15 @@ class Pulse:
         self._ended.set()
         self._thread.join(2 * ANSWER_SECONDS)
         self._board.leave.remote(self._rank)
+
+
+def going_ranks() -> list[int]:
+    """Those on nodes that are drained: by `ray drain-node`, by an autoscaler, by a SIGTERM to `ray start --block`.
+
+    Ray's public question is a barrier of all ranks, too slow for every step.
+    """
+    notice = get_train_context().preemption_context.preemption_info
+    return notice.preempted_ranks if notice else []
 
 
 class Warden:

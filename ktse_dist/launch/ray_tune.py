@@ -101,7 +101,7 @@ def trainer(plan: Plan, job: Job, name: str, callbacks: list[TuneReportCallback]
         train_loop_config={"job": job, "first": plan.first, "rungs": plan.rungs if job.start else []},
         torch_config=TorchConfig(backend="nccl" if config.ray.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.ray.workers, use_gpu=config.ray.use_gpu, resources_per_worker=of_a_worker(config)
+            num_workers=config.ray.fewest, use_gpu=config.ray.use_gpu, resources_per_worker=of_a_worker(config)
         ),
         run_config=RunConfig(
             name=f"{name}-{os.getpid()}",
@@ -157,7 +157,7 @@ def name_cluster() -> None:
 
 def concurrent(plan: Plan) -> int:
     """How many trials fit the cluster at once. UserError if not even one does."""
-    workers, have = plan.config.ray.workers, ray.cluster_resources()
+    workers, have = plan.config.ray.fewest, ray.cluster_resources()
     need = {name: workers * amount for name, amount in of_a_worker(plan.config).items()}
     fits = min(int(have.get(name, 0) // amount) for name, amount in need.items())
     if not fits:

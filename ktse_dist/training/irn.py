@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ktse_dist.config import Config, merge, validate
+from ktse_dist.config import Config
+from ktse_dist.config_file import merge, validate
 from ktse_dist.data.decode import BadSample
 from ktse_dist.data.index import Index
 from ktse_dist.data.labelled import labelled

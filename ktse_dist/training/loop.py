@@ -24,7 +24,7 @@ from ktse_dist.training.engine.host_copies import HostCopies
 from ktse_dist.training.job import Job, mirror_of, prepare
 from ktse_dist.training.metrics import Means, MetricsLog, Progress
 from ktse_dist.training.mirror import published
-from ktse_dist.training.reached import Reached, last_step
+from ktse_dist.training.reached import Reached, going_on
 from ktse_dist.training.schedule import Schedule
 from ktse_dist.training.setup import uses_gpu
 from ktse_dist.training.task import KTSE_TASK, Task
@@ -142,9 +142,8 @@ class Trainer:
 
     def _reached(self, first: int) -> Reached:
         """The note of steps; says first how much of it is done again."""
-        again = max(0, last_step(self.job.folder) - first)
-        if first or again:
-            log.info(f"goes on from step {first}; {again} steps are done again")
+        if line := going_on(self.job.folder, first):
+            log.info(line)
         return Reached(self.job.folder)
 
     def _batches(self, first: int) -> Iterator[Any]:

@@ -11,7 +11,9 @@ import yaml
 from ray.scripts.scripts import cli as ray_cli
 
 from ktse_dist import train
-from ktse_dist.config import Config, load_config
+from ktse_dist.config import Config
+from ktse_dist.config_file import load_config
+from ktse_dist.masks import with_mask_keys
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "cluster" / "README.md"
@@ -52,6 +54,13 @@ def trainings() -> list[list[str]]:
     words = shlex.split(job["spec"]["entrypoint"])
     assert words[:3] == ["python", "-m", "ktse_dist.train"]
     return [*found, words[3:]]
+
+
+def test_the_keys_of_masks_are_taken():
+    (found,) = (words[words.index("ktse_dist.masks") + 1 :] for words in in_the_readme() if "ktse_dist.masks" in words)
+    assert found[:2] == ["--run", "/shared/runs/voc"]
+    config = with_mask_keys(load_config(None), found[2:])
+    assert (config.masks.workers, config.masks.processes, config.ray.use_gpu) == (8, 4, True)
 
 
 def resolve(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Config:
@@ -112,10 +121,11 @@ def test_a_command_of_ray_is_one_that_ray_takes(words):
 
 def test_submitted_jobs_reach_the_dashboard_on_loopback_and_take_the_runtime_environment():
     submits = [parse_with_ray(words).params for words in rays() if words[:3] == ["ray", "job", "submit"]]
-    assert len(submits) == 3
+    assert [options["entrypoint"][2].removeprefix("ktse_dist.") for options in submits].count("train") == 3
     for options in submits:
         assert options["address"] == "http://127.0.0.1:8265" and options["runtime_env"] == "cluster/runtime_env.yaml"
-        assert options["entrypoint"][:3] == ("python", "-m", "ktse_dist.train")
+        assert options["entrypoint"][:2] == ("python", "-m")
+        assert options["entrypoint"][2] in ("ktse_dist.train", "ktse_dist.masks")
 
 
 @pytest.mark.parametrize("line", [

@@ -16,7 +16,7 @@ import pytest
 from ray.scripts.scripts import start
 from ray.scripts.symmetric_run import curate_and_validate_ray_start_args
 
-from ktse_dist.config import load_config
+from ktse_dist.config_file import load_config
 
 ROOT = Path(__file__).parents[2]
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")

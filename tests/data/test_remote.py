@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 import pytest
 
-from ktse_dist.config import Data, load_config
+from ktse_dist.config import Data
+from ktse_dist.config_file import load_config
 from ktse_dist.data.index import Index
 from ktse_dist.data.reader import Reader
 from ktse_dist.data.remote import Remote, reason
@@ -112,6 +113,13 @@ def test_a_shard_with_other_bytes_is_refused_by_name(copy, serve, open_remote):
     with pytest.raises(UserError, match=r"/train-00001\.tar: sha256 .* dataset\.json names"):
         index.remote.fetch(index.shards[1])
     assert not list(index.path.glob("train-00001.tar*"))
+
+
+def test_a_shard_without_a_byte_is_told_to_be_cut_short(copy, serve, open_remote):
+    (copy / "train-00000.tar").write_bytes(b"")
+    index = open_remote(serve(copy).url)
+    with pytest.raises(UserError, match=r"/train-00000\.tar: [^\n]*; the copy there is cut short"):
+        index.remote.fetch(index.shards[0])
 
 
 @pytest.mark.parametrize("change", [lambda content: content[:-1000], lambda content: b"X" + content[1:]])

@@ -1,53 +1,63 @@
-"""Ranks and drivers that die or hang: the run ends as if nothing had happened."""
+"""Ranks and drivers that die or hang: the run ends as if nothing had happened.
+
+Starting a training takes longer than these 30 steps, so one run has all the bad luck. test_local.py has the whole.
+"""
 
 import re
 import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from safetensors.torch import load_file
+import pytest
 
-INTERVAL = 4  # train.checkpoint_steps
-
-
-def same(model, weights) -> bool:
-    found = load_file(model)
-    return found.keys() == weights.keys() and all(found[name].equal(weights[name]) for name in weights)
+from .runs import INTERVAL, Training, same
 
 
-def repeated(text: str) -> list[int]:
-    return [int(steps) for steps in re.findall(r"goes on from step \d+; (\d+) steps are done again", text)]
+@dataclass
+class Night:
+    """What a run went through. stopped: the process that hung; status: of the command that SIGTERM ended."""
+
+    run: Training
+    stopped: int
+    status: int
+    finished_by_sigterm: bool
 
 
-def test_after_the_loss_of_a_rank_and_of_the_driver_the_weights_are_those_of_a_calm_run(training, undisturbed):
-    run = training("killed").start()
-    run.until_step(6)
-    run.ranks()[-1].send_signal(signal.SIGKILL)
-    run.until_step(14)
-    run.end()  # the driver and all it started
-    run.start()
-    assert run.wait() == 0, run.text[-3000:]
-    again = repeated(run.text)
+@pytest.fixture(scope="module")
+def night(tmp_path_factory, data, calm, cluster) -> Iterator[Night]:
+    run = Training(tmp_path_factory.mktemp("night"), data, "night", cluster.address).start("train.hang_seconds=10")
+    try:
+        run.until_step(5)
+        run.ranks()[-1].send_signal(signal.SIGKILL)
+        run.until_step(9)
+        stopped = run.ranks()[-1]
+        stopped.send_signal(signal.SIGSTOP)
+        calm.start()
+        run.until_step(13)
+        run.process.send_signal(signal.SIGTERM)
+        status, finished = run.wait(), run.folder.model.exists()
+        run.start().until_step(run.steps[-1] + 2)
+        run.end()
+        assert run.start().wait() == 0, run.text[-3000:]
+        yield Night(run, stopped.pid, status, finished)
+    finally:
+        run.end()
+
+
+def test_a_rank_that_hangs_is_named(night):
+    line = rf"rank \d \(host \S+, process {night.stopped}\) hangs after step \d+"
+    assert re.search(line, night.run.text), night.run.text[-3000:]
+
+
+def test_sigterm_ends_the_command_with_143_before_its_end(night):
+    assert night.status == 143 and not night.finished_by_sigterm
+
+
+def test_a_rank_a_hang_and_a_driver_cost_an_interval_and_sigterm_nothing(night):
+    rank, hang, sigterm, driver = night.run.repeated
     # a checkpoint that is still being written when its writer dies does not count: then it is the one before
-    assert len(again) == 2 and all(0 < steps <= 2 * INTERVAL for steps in again), again
-    assert same(run.folder.model, undisturbed)
+    assert sigterm == 0 and all(steps <= 2 * INTERVAL for steps in (rank, hang, driver)), night.run.repeated
 
 
-def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(training, undisturbed):
-    run = training("ended").start()
-    run.until_step(6)
-    run.process.send_signal(signal.SIGTERM)
-    assert run.wait() == 143, run.text[-3000:]
-    assert not run.folder.model.exists()
-    run.start()
-    assert run.wait() == 0, run.text[-3000:]
-    assert repeated(run.text) == [0]
-    assert same(run.folder.model, undisturbed)
-
-
-def test_a_rank_that_hangs_is_named_and_the_run_recovers(training, undisturbed):
-    run = training("hung").start("train.hang_seconds=15")
-    run.until_step(6)
-    stopped = run.ranks()[-1]
-    stopped.send_signal(signal.SIGSTOP)
-    assert run.wait() == 0, run.text[-3000:]
-    assert re.search(rf"rank \d \(host \S+, process {stopped.pid}\) hangs after step \d+", run.text)
-    assert same(run.folder.model, undisturbed)
+def test_after_all_of_it_the_weights_are_those_of_a_calm_run(night, calm):
+    assert same(night.run, calm)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ktse_dist import models
-from ktse_dist.config import load_config
+from ktse_dist.config_file import load_config
 from ktse_dist.method.batch import Batch
 from ktse_dist.method.ktse import KTSE
 

@@ -1,5 +1,8 @@
 """`ktse masks` in one process: what it puts up with, what it refuses, and going on after a kill."""
 
+import contextlib
+import io
+import logging
 import os
 import shutil
 import signal
@@ -13,7 +16,7 @@ import pytest
 from filelock import FileLock
 
 from ktse_dist import evaluate, export, masks, report
-from ktse_dist.config import load_config
+from ktse_dist.config_file import load_config
 from ktse_dist.data import pool
 from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index
@@ -52,12 +55,12 @@ def torn(run, tmp_path_factory) -> tuple[Path, Index, str]:
     folder, index = copy(run, tmp_path_factory.mktemp("torn"))
     tear(index, TORN)
     tear(Index.open(index.path, "val"), (1,))
-    done = subprocess.run(
-        [sys.executable, "-m", "ktse_dist.masks", "--run", folder, "masks.strength=0.3"],
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder, index, done.stdout
+    said, log = io.StringIO(), logging.getLogger("ktse")
+    log.addHandler(handler := logging.StreamHandler(said))
+    with contextlib.redirect_stdout(said):
+        masks.main(["--run", str(folder), "masks.strength=0.3"])
+    log.removeHandler(handler)
+    return folder, index, said.getvalue()
 
 
 def test_a_picture_that_cannot_be_read_has_a_mask_that_says_nothing(torn):
@@ -116,6 +119,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name != ".lock"}
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_and_makes_no_mask_twice(run, tmp_path):
     folder, _ = copy(run, tmp_path)
     arguments = ["--run", str(folder), "masks.strength=0.3", "masks.scales=[2.0,2.0]"]

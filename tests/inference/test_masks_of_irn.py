@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ktse_dist import evaluate, masks, predict, report
-from ktse_dist.config import load_config
+from ktse_dist.config_file import load_config
 from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError

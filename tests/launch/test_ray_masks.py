@@ -11,16 +11,19 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from ray.cluster_utils import Cluster
 
-from ktse_dist.config import Config, load_config, merge, validate
+from ktse_dist import masks
+from ktse_dist.config import Config
+from ktse_dist.config_file import load_config, merge, validate
 from ktse_dist.errors import UserError
 from ktse_dist.inference.mask_shards import PARTIAL
 from ktse_dist.launch import ray_masks
 from ktse_dist.run_folder import RunFolder
 
 LIMIT = 300  # seconds
-KEYS = ["masks.strength=0.3", "masks.scales=[1.0,2.0,2.0]"]
+KEYS = ["masks.strength=0.3", "masks.scales=[2.0]"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -88,13 +91,15 @@ def start(run, tmp_path) -> Iterator[Callable[..., Command]]:
 @pytest.fixture(scope="module")
 def run(untrained_run) -> Path:
     """A run with masks, made without Ray."""
-    folder = untrained_run("run")
-    assert Command(folder).wait() == 0
+    folder, threads = untrained_run("run"), torch.get_num_threads()
+    torch.set_num_threads(1)  # as many as a worker's
+    masks.main(["--run", str(folder), *KEYS])
+    torch.set_num_threads(threads)
     return folder
 
 
-def contents(masks: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(masks.iterdir()) if file.name != ".lock"}
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name != ".lock"}
 
 
 def test_a_killed_worker_loses_no_mask_and_makes_none_twice(run, start):

@@ -1,6 +1,6 @@
 """What Ray's workers inherit."""
 
-from ktse_dist.config import load_config
+from ktse_dist.config_file import load_config
 from ktse_dist.launch.ray_train import worker_environment
 
 

@@ -45,8 +45,14 @@ def test_bf16_autocast_gives_the_plain_convolution_in_bf16(stride):
     weight, bias = torch.randn(8, 1, 3, 3), torch.randn(8)
     with torch.autocast("cpu", torch.bfloat16):
         values, gradient = gradients(frozen_depthwise, x, weight, bias, (stride, 1, 1))
-    exact_values, exact_gradient = gradients(plain, x, weight, bias, (stride, 1, 1), torch.cos(
-        torch.arange(values.numel(), dtype=torch.bfloat16).view(values.shape)).float())
+    exact_values, exact_gradient = gradients(
+        plain,
+        x,
+        weight,
+        bias,
+        (stride, 1, 1),
+        torch.cos(torch.arange(values.numel(), dtype=torch.bfloat16).view(values.shape)).float(),
+    )
     assert values.dtype == torch.bfloat16 and gradient.dtype == torch.float32
     torch.testing.assert_close(values.float(), exact_values, rtol=2e-2, atol=5e-2)
     torch.testing.assert_close(gradient, exact_gradient, rtol=2e-2, atol=5e-2)

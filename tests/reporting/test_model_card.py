@@ -2,7 +2,7 @@
 
 import pytest
 
-from ktse_dist.config import load_config
+from ktse_dist.config_file import load_config
 from ktse_dist.reporting.model_card import card
 
 ODD = ["cat", "<b>dog</b>", "```\n# Score\n![](http://127.0.0.1)"]

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ktse_dist.config import Config, load_config
+from ktse_dist.config import Config
+from ktse_dist.config_file import load_config
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training.irn import IRNTask, irn_config
 from ktse_dist.training.job import Job

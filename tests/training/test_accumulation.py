@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from ktse_dist import models
-from ktse_dist.config import Config, load_config
+from ktse_dist.config import Config
+from ktse_dist.config_file import load_config
 from ktse_dist.data.index import Index
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.data.stream import Plan, stream

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import coverage
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ from ktse_dist.errors import UserError
 from ktse_dist.training.engine import build_engine
 
 SCRIPT = Path(__file__).with_name("engine_runs.py")
+SETTINGS = Path(__file__).parents[2] / "pyproject.toml"
 ENGINES = ["ddp", "zero1", "zero2", "zero3"]
 LIMIT = 150  # seconds after which a run counts as hung
 
@@ -25,9 +27,15 @@ def runs(tmp_path_factory) -> Path:
     """A folder with the states of all trainings: one process, then two, then four."""
     out = tmp_path_factory.mktemp("runs")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for workers in (1, 2, 4):
-        subprocess.run([sys.executable, SCRIPT, str(workers), out], check=True, timeout=LIMIT, env=environment)
+    for workers, more in ((1, {}), (2, counted()), (4, {})):
+        command = [sys.executable, SCRIPT, str(workers), out]
+        subprocess.run(command, check=True, timeout=LIMIT, env=environment | more)
     return out
+
+
+def counted() -> dict[str, str]:
+    """Lets processes add to the coverage that this one measures, if it does; the pair of ranks runs every engine."""
+    return {"COVERAGE_PROCESS_START": str(SETTINGS)} if coverage.Coverage.current() else {}
 
 
 def state(runs: Path, name: str) -> dict[str, Tensor]:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ktse_dist.config import Config, load_config
+from ktse_dist.config import Config
+from ktse_dist.config_file import load_config
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.errors import UserError
 from ktse_dist.run_folder import RunFolder

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from ktse_dist import models
-from ktse_dist.config import load_config
+from ktse_dist.config_file import load_config
 from ktse_dist.data.index import Index
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.data.stream import Plan, stream

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ktse_dist.config import Config, load_config
+from ktse_dist.config import Config
+from ktse_dist.config_file import load_config
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.errors import UserError
 from ktse_dist.run_folder import RunFolder, run_folder

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktse_dist.config import load_config
+from ktse_dist.config_file import load_config
 from ktse_dist.training.schedule import Schedule
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from ktse_dist.config import Config, load_config
+from ktse_dist.config import Config
+from ktse_dist.config_file import load_config
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.evaluation.score import read_seeds
 from ktse_dist.inference.generate import SeedSource, parts, score_part

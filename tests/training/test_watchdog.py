@@ -1,7 +1,7 @@
 """Who is told to hang, and who only waits for one that does; what a start after a crash knows of the steps before."""
 
 from ktse_dist.run_folder import RunFolder
-from ktse_dist.training.reached import Reached, last_step
+from ktse_dist.training.reached import Reached, going_on, last_step
 from ktse_dist.training.watchdog import Watch
 
 
@@ -35,8 +35,23 @@ def test_the_process_that_replaces_a_rank_has_its_whole_time():
 
 def test_the_last_step_is_known_after_a_crash(tmp_path):
     folder = RunFolder(tmp_path)
-    assert last_step(folder) == 0
+    assert last_step(folder) is None
     noted = Reached(folder)
     for step in (9, 10, 11):
         noted.note(step)
     assert last_step(folder) == 11  # never closed
+
+
+def test_what_is_done_again_is_unknown_where_another_machine_went_further(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert going_on(folder, 0) is None
+    (folder.checkpoints / "step-00000008").mkdir(parents=True)
+    assert "not known" in going_on(folder, 8)
+    Reached(folder).note(6)  # from before the other machine
+    assert "not known" in going_on(folder, 8)
+    Reached(folder).note(10)
+    assert going_on(folder, 8) == "goes on from step 8; 2 steps are done again"
+
+
+def test_a_fork_does_nothing_again(tmp_path):
+    assert going_on(RunFolder(tmp_path), 20) == "goes on from step 20; 0 steps are done again"
