@@ -250,3 +250,13 @@ def test_masks_of_one_worker_of_two_and_after_a_kill_are_the_same_files(script, 
     _, last = printed(capsys)
     assert last["figures"]["files_that_differ"] == last["figures"]["shards_made_twice"] == 0
     assert last["figures"]["workers_x"] > 0 and last["figures"]["command_x"] > 0
+
+
+def test_random_walks_are_compared_before_a_figure_is_printed(script, capsys):
+    walk = script("random_walk")
+    both = walk.compare(*walk.drawn(80, 100))
+    large = {"seconds": 1.0, "bytes": 1}
+    assert walk.report((80, 100), both, large, (80, 100))["figures"]["walk_mem_x"] > 1
+    failed = walk.report((80, 100), both | {"same": False}, large, (80, 100))
+    assert failed["figures"] == {} and failed["holds"] is False
+    assert "NOT PRINTED" in capsys.readouterr().out

@@ -1,6 +1,10 @@
 """`ktse masks --refine irn`: labels, training, walk; stopped and gone on with; what it refuses."""
 
+import os
+import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +132,44 @@ def test_what_cannot_be_trained_is_said_before_any_label_is_made(run, tmp_path, 
     with pytest.raises(UserError, match=said):
         masks.main(["--run", str(again), "--refine", "irn", *KEYS, key])
     assert not list(again.rglob("*.tar"))
+
+
+def command(run: Path, *keys: str) -> subprocess.Popen:
+    words = [sys.executable, "-m", "ktse_dist.masks", "--run", str(run), "--refine", "irn", *KEYS, *keys]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.mark.slow
+def test_killed_at_random_times_it_ends_in_the_same_masks(run, tmp_path):
+    """Each kill leaves it a little more time, so that labels, training and masks are all hit."""
+    whole, broken = (shutil.copytree(run, tmp_path / name, ignore=shutil.ignore_patterns("masks")) for name in "ab")
+    undisturbed = command(whole)
+    assert undisturbed.wait(300) == 0, undisturbed.stderr.read()
+    seed = random.randrange(10_000)
+    print("seed", seed)
+    draw, kills = random.Random(seed), 0
+    for tenths in range(20, 600, 4):
+        attempt = command(broken)
+        try:
+            assert attempt.wait(tenths / 10 * draw.uniform(0.5, 1)) == 0, attempt.stderr.read()
+            break
+        except subprocess.TimeoutExpired:
+            attempt.kill()
+            attempt.wait()
+            kills += 1
+    print("kills", kills)
+    assert files(RunFolder(broken)) == files(RunFolder(whole))
+
+
+@pytest.mark.slow
+def test_ray_workers_make_labels_train_and_make_masks(run, tmp_path):
+    pytest.importorskip("ray")
+    there = shutil.copytree(run, tmp_path / "ray", ignore=shutil.ignore_patterns("masks"))
+    file = RunFolder(there).config_file
+    file.write_text(file.read_text().replace("name: torch", "name: ddp"))
+    done = command(there, "masks.workers=2")
+    assert done.wait(400) == 0, done.stderr.read()
+    index = Index.open(run.parent / "data", "train")
+    made = MaskIndex(RunFolder(there).masks, index)
+    assert all(made.has(row) for row in range(ASKED))
