@@ -52,12 +52,12 @@ class Answers:
     processes: int
     folder: Path
 
-    def make(self, part: Part, tick: Tick) -> None:
-        """One mask shard and its scores, unless they are there."""
+    def make(self, part: Part, tick: Tick) -> bool:
+        """One mask shard and its scores, unless they are there; whether there was anything to do."""
         if self.scores_file(part).exists() and (self.folder / f"{part.name}.tar").exists():
             for _ in part.rows:
                 tick()
-            return
+            return False
         scores, truths = Scores(len(self.index.classes)), {}
         results = ordered_map(finish, self._looked(part, scores, truths), self.processes)
 
@@ -71,6 +71,7 @@ class Answers:
 
         write_mask_shard(self.folder / f"{part.name}.tar", files())
         scores.save(self.scores_file(part))
+        return True
 
     def scores_file(self, part: Part) -> Path:
         return self.folder / f"{part.name}.scores.npz"
