@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ktse_dist.errors import run_main
+from ktse_dist.evaluation.network import network_line
 from ktse_dist.evaluation.score import score
 from ktse_dist.mask_work import splits
 from ktse_dist.provenance import git_revision, versions
@@ -58,6 +59,8 @@ def lines(summary: dict[str, Any]) -> str:
         for name, key in compared
         if summary[key] is not None
     ]
+    if "network_miou_final" in summary:  # ktse segment has run
+        rows.append(network_line(summary))
     tags = f"tag mAP {summary['tag_map']} on val, {summary['phase1_tag_map']} at the end of phase 1"
     return "\n".join([*rows, f"training        {summary['images_per_second']} images/s; {tags}"])
 

@@ -15,7 +15,8 @@ from ktse_dist.config import Config
 from ktse_dist.config_file import merge, parse_override, validate
 from ktse_dist.data.pool import WorkerDied
 from ktse_dist.errors import UserError, run_main
-from ktse_dist.inference.answers import LOOKS, Answers, Scores
+from ktse_dist.evaluation.network import network_line, network_scores
+from ktse_dist.inference.answers import Answers, Scores
 from ktse_dist.inference.generate import parts
 from ktse_dist.inference.mask_shards import remove_partials, write_mask_index
 from ktse_dist.inference.segmentation import SegmentationNetwork
@@ -23,8 +24,9 @@ from ktse_dist.inference.settings import keep_settings, kept_settings
 from ktse_dist.mask_work import splits
 from ktse_dist.models.segmenter import load_segmenter
 from ktse_dist.presets import SEGMENT, SEGMENT_SMALL
-from ktse_dist.run_folder import RunFolder
+from ktse_dist.run_folder import RunFolder, write_text
 from ktse_dist.train import check_compiler, check_installed, check_kernels, make_folder, train
+from ktse_dist.training.checkpoint import file_digest
 from ktse_dist.training.job import Job, prepare
 from ktse_dist.training.segment_task import SegmentTask
 from ktse_dist.training.setup import STOPPED, start_logging
@@ -51,12 +53,13 @@ def main(arguments: list[str]) -> None:
     check_kernels(config)
     prepare(job)
     make_folder(job.folder)
+    keep_masks(folder)
     train([job])
     if not job.folder.model.exists():
         print(f"stopped: {job.folder.path}; the same command goes on where it stopped")
         raise SystemExit(STOPPED)
     found = test(folder, config)
-    print(f"{line(found)}\nnetwork: {job.folder.model}\nits masks of val: {job.folder.masks}")
+    print(f"{network_line(found)}\nnetwork: {job.folder.model}\nits masks of val: {job.folder.masks}")
 
 
 def stage2(run: Config, overrides: list[str]) -> Config:
@@ -83,13 +86,14 @@ def stage2(run: Config, overrides: list[str]) -> Config:
 
 
 def check_batch(config: Config) -> None:
-    pairs = 2 * config.world
-    wrong = [size for _, size in config.train.batch if size % pairs]
-    if wrong:
-        raise UserError(
-            f"train.batch has a batch of {wrong[0]} for {config.world} workers, and pictures are mixed in pairs; "
-            f"allowed are multiples of {pairs}"
-        )
+    ray = config.ray
+    worlds = [1] if config.engine.name == "torch" else range(ray.fewest, ray.most + 1)
+    for size, world in ((size, world) for _, size in config.train.batch for world in worlds):
+        if size % (2 * world):
+            raise UserError(
+                f"train.batch has a batch of {size}, and pictures are mixed in pairs on each of {world} workers; "
+                f"allowed are multiples of {2 * world}: change train.batch or ray.workers"
+            )
     if config.train.micro_batch:
         raise UserError("train.micro_batch: stage 2 mixes pictures of a whole batch; leave it out or lower train.batch")
 
@@ -97,6 +101,17 @@ def check_batch(config: Config) -> None:
 def job_of(folder: RunFolder, config: Config) -> Job:
     count = kept_settings(folder.masks).pictures.train
     return Job(config, folder.segment, task=SegmentTask(folder.masks, count), forks=False, free=FREE)
+
+
+def keep_masks(folder: RunFolder) -> None:
+    """Note which masks a network is learnt from; UserError where it began with others."""
+    now, file = file_digest(folder.masks / "train.masks.json"), folder.segment.path / "masks.sha256"
+    if file.is_file() and file.read_text().strip() != now:
+        raise UserError(
+            f"{folder.masks}: other masks than those that the network in {folder.segment.path} began with; delete that "
+            "folder to train anew"
+        )
+    write_text(file, f"{now}\n")
 
 
 def test(folder: RunFolder, config: Config) -> dict[str, Any]:
@@ -111,42 +126,21 @@ def test(folder: RunFolder, config: Config) -> dict[str, Any]:
     networks = [network.to(device) for network in model.networks]
     network = SegmentationNetwork(networks, device, config.train.precision == "bf16")
     answers = Answers(network, val, config.segment, config.masks.processes, own.masks)
-    scores = Scores(len(val.classes))
+    scores, made = Scores(len(val.classes)), 0
     with tqdm(desc="test", total=sum(len(part.rows) for part in planned), unit="picture", mininterval=1) as bar:
         for part in planned:
             try:
-                answers.make(part, bar.update)
+                made += answers.make(part, bar.update)
             except WorkerDied as died:
                 raise UserError(f"masks.processes: {died}; the same command goes on") from None
             scores.add(answers.scores_file(part))
     write_mask_index(own.masks, val)
     fields = network_scores(scores, val.classes)
-    seconds = own.read_summary()["seconds"]["train"]
-    test_seconds = round(time.perf_counter() - start, 1)
-    folder.update_summary(**fields, seconds={"segment": seconds, "segment_test": test_seconds})
+    seconds = {"segment": own.read_summary()["seconds"]["train"]}
+    if made:  # a second call finds everything there, and its time is no figure
+        seconds["segment_test"] = round(time.perf_counter() - start, 1)
+    folder.update_summary(**fields, seconds=seconds)
     return fields
-
-
-def network_scores(scores: Scores, classes: list[str]) -> dict[str, Any]:
-    """Percent, on val; null without ground truth."""
-    known = scores.pictures > 0
-    fields: dict[str, Any] = {
-        f"network_miou_{look}": round(scores.looks[look].miou(), 2) if known else None for look in LOOKS
-    }
-    ious = scores.looks["final"].iou().round(2).tolist()
-    fields["network_per_class"] = dict(zip(["background", *classes], ious, strict=True)) if known else None
-    return fields | {"network_pictures": scores.pictures}
-
-
-def line(found: dict[str, Any]) -> str:
-    """The score for people."""
-    if found["network_miou_final"] is None:
-        return "no ground truth, so no mIoU of the network"
-    single, multi, final = (found[f"network_miou_{look}"] for look in LOOKS)
-    return (
-        f"network         mIoU {final:6.2f} on val ({found['network_pictures']} pictures); {single:.2f} at one scale, "
-        f"{multi:.2f} over scales"
-    )
 
 
 if __name__ == "__main__":

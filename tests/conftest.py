@@ -7,6 +7,7 @@ if os.environ.get("KTSE_GPU_TESTS") != "1":  # tests/gpu, which `make test-gpu` 
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a machine with a GPU tests what one without it tests
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -196,7 +197,16 @@ def coco_shapes(number: int) -> list[dict]:
 
 
 @pytest.fixture
-def masked_run(tmp_path):
+def masked_run(tmp_path, packed_masks):
+    """A run of this test's own, as `packed_masks` made it."""
+    from ktse_dist.run_folder import RunFolder
+
+    shutil.copytree(packed_masks.path, tmp_path / "run")
+    return RunFolder(tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def packed_masks(tmp_path_factory):
     """A run that was not trained; the masks of its first 8 training pictures are the ground truth."""
     from ktse_dist.config_file import load_config
     from ktse_dist.data.index import Index
@@ -206,12 +216,13 @@ def masked_run(tmp_path):
     from ktse_dist.inference.mask_shards import MaskFiles, write_mask_index, write_mask_shard
     from ktse_dist.run_folder import RunFolder
 
-    folder = RunFolder(tmp_path / "run")
-    pack_stickers(tmp_path / "data", train=12, val=4)
-    keys = ["engine.name=torch", f"data.path={tmp_path}/data", "data.crop=64", "data.long_side=[64,96]"]
+    root = tmp_path_factory.mktemp("masked")
+    folder = RunFolder(root / "run")
+    pack_stickers(root / "data", train=12, val=4)
+    keys = ["engine.name=torch", f"data.path={root}/data", "data.crop=64", "data.long_side=[64,96]"]
     config = load_config(None, [*keys, "masks.pictures.train=8", "train.precision=fp32"])
     folder.write_config(config)
-    index = Index.open(tmp_path / "data", "train")
+    index = Index.open(root / "data", "train")
     reader, palette = Reader(index), np.asarray(index.palette, np.uint8)
     for number, shard in enumerate(index.shards):
         rows = np.flatnonzero(index.samples["shard"][:8] == number).tolist()

@@ -37,7 +37,8 @@ def test_masks_become_a_network_its_masks_of_val_and_a_score(masked_run):
     lines = [json.loads(line) for line in masked_run.segment.metrics_file.read_text().splitlines()]
     assert [line["phase"] for line in lines] == [1, 1, 2, 2, 2, 2]
     assert lines[-1].keys() >= {"ce1", "ce2", "cot1", "cot2", "total"}
-    val = Index.open(masked_run.path.parent / "data", "val")
+    assert masked_run.segment.attribution.is_file()
+    val = Index.open(masked_run.read_config().data.path, "val")
     masks = MaskIndex(masked_run.segment.masks, val)
     assert all(masks.has(row) for row in range(len(val)))
     summary = masked_run.read_summary()
@@ -63,7 +64,7 @@ class Interrupted:
         return self.left == 0
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_stopped_stage_goes_on_to_the_same_weights(masked_run, count):
     config = segment.stage2(masked_run.read_config(), [*KEYS, f"segment.networks={count}", "segment.sure=0.2"])
     whole = segment.job_of(masked_run, config)
@@ -83,6 +84,7 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(masked_run, count):
         (["run.name=other"], "may be set here"),
         (["segment.mixx=1"], "Did you mean 'segment.mix'"),
         (["train.batch=[[0,5]]"], "multiples of 2"),
+        (["engine.name=ddp", "ray.workers=[1,3]", "train.batch=[[0,4]]"], "multiples of 6"),
         (["train.micro_batch=2"], "train.micro_batch"),
         (["segment.area=[0.8,0.5]"], "segment.area"),
         (["model.backbone=resnet101", "model.output_stride=8"], "model.weights"),
@@ -97,6 +99,15 @@ def test_missing_masks_are_named(masked_run):
     (masked_run.masks / "settings.json").write_text(json.dumps({"pictures": {"train": 10}}))
     with pytest.raises(UserError, match="no mask of"):
         call(masked_run)
+
+
+def test_a_network_does_not_go_on_with_other_masks(masked_run):
+    segment.make_folder(masked_run.segment)
+    segment.keep_masks(masked_run)
+    segment.keep_masks(masked_run)
+    (masked_run.masks / "train.masks.json").write_text("{}")
+    with pytest.raises(UserError, match="other masks than those"):
+        segment.keep_masks(masked_run)
 
 
 @pytest.mark.slow
@@ -121,3 +132,9 @@ def test_a_stage_killed_at_random_ends_as_if_it_never_was(masked_run, tmp_path):
 def reached(folder: RunFolder) -> int:
     path = checkpoint.latest(folder.segment.checkpoints)
     return int(path.name.removeprefix("step-")) if path else 0
+
+
+@pytest.mark.slow
+def test_it_trains_on_ray_workers_with_loading_processes(masked_run):
+    call(masked_run, "engine.name=ddp", "ray.workers=2", "data.workers=1")
+    assert load_segmenter(masked_run.segment.model).classes

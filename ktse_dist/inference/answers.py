@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ktse_dist.config import Segment
-from ktse_dist.data.decode import BadSample, decode_mask
+from ktse_dist.data.decode import BadSample
 from ktse_dist.data.index import Index
 from ktse_dist.data.pool import ordered_map
 from ktse_dist.data.reader import Reader
@@ -16,7 +16,7 @@ from ktse_dist.evaluation.miou import Confusion
 from ktse_dist.inference.finish import Answer, finish
 from ktse_dist.inference.generate import Part, Tick, shrunk
 from ktse_dist.inference.mask_shards import MaskFiles, atomic, write_mask_shard
-from ktse_dist.inference.refine import Blank, Refined, sized
+from ktse_dist.inference.refine import Blank, sized
 from ktse_dist.inference.segmentation import SegmentationNetwork, segmented
 
 log = logging.getLogger("ktse")
@@ -52,23 +52,26 @@ class Answers:
     processes: int
     folder: Path
 
-    def make(self, part: Part, tick: Tick) -> None:
-        """One mask shard and its scores, unless they are there."""
+    def make(self, part: Part, tick: Tick) -> bool:
+        """One mask shard and its scores, unless they are there; whether there was anything to do."""
         if self.scores_file(part).exists() and (self.folder / f"{part.name}.tar").exists():
             for _ in part.rows:
                 tick()
-            return
+            return False
         scores, truths = Scores(len(self.index.classes)), {}
         results = ordered_map(finish, self._looked(part, scores, truths), self.processes)
 
         def files() -> Iterator[MaskFiles]:
-            for row, result in zip(part.rows, results, strict=True):
-                self._count(scores, result, truths.pop(row, None))
-                yield MaskFiles(self.index.key(row), result.mask, result.confidence)
+            for row, (made, labels) in zip(part.rows, results, strict=True):
+                if row in truths:
+                    scores.looks["final"].update(labels, truths.pop(row))
+                    scores.pictures += 1
+                yield MaskFiles(self.index.key(row), made.mask, made.confidence)
                 tick()
 
         write_mask_shard(self.folder / f"{part.name}.tar", files())
         scores.save(self.scores_file(part))
+        return True
 
     def scores_file(self, part: Part) -> Path:
         return self.folder / f"{part.name}.scores.npz"
@@ -91,8 +94,3 @@ class Answers:
                 scores.looks["single"].update(sized(seen.first, size), truth)
                 scores.looks["multi"].update(sized(seen.probabilities.argmax(0).astype(np.uint8), size), truth)
             yield Answer(rgb, seen.probabilities, self.config.crf, palette, size)
-
-    def _count(self, scores: Scores, result: Refined, truth: np.ndarray | None) -> None:
-        if truth is not None:
-            scores.looks["final"].update(decode_mask(result.mask), truth)
-            scores.pictures += 1

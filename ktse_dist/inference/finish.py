@@ -4,6 +4,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ktse_dist.data.palette import IGNORE
 from ktse_dist.inference.crf import DEEPLAB_CRF, crf
 from ktse_dist.inference.formats import encode_confidence, encode_mask
 from ktse_dist.inference.refine import Blank, Refined, nothing, sized
@@ -23,16 +24,22 @@ class Answer(NamedTuple):
     size: tuple[int, int]
 
 
-def finish(answer: Answer | Blank) -> Refined:
-    """The answer as files."""
+class Finished(NamedTuple):
+    """PNG files of the answer's size, and the label map uint8 [H,W] that they show."""
+
+    files: Refined
+    labels: np.ndarray
+
+
+def finish(answer: Answer | Blank) -> Finished:
     if isinstance(answer, Blank):
-        return nothing(answer)
+        return Finished(nothing(answer), np.full(answer.size, IGNORE, np.uint8))
     planes = answer.probabilities
     if answer.crf != "none":
         planes = crf(seen(answer.rgb, answer.crf), planes, DEEPLAB_CRF)
     labels = sized(planes.argmax(0).astype(np.uint8), answer.size)
     surety = sized(planes.max(0), answer.size)
-    return Refined(encode_mask(labels, answer.palette), encode_confidence(surety))
+    return Finished(Refined(encode_mask(labels, answer.palette), encode_confidence(surety)), labels)
 
 
 def seen(rgb: np.ndarray, picture: Picture) -> np.ndarray:

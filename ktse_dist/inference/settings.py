@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ktse_dist.config import Masks, Model
+from ktse_dist.config import Masks, Segment
 from ktse_dist.data.augment import Resize
 from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError
@@ -16,7 +16,7 @@ FREE = {"processes", "workers"}  # change how fast masks are made, not the masks
 
 
 def keep_settings(
-    folder: Path, model: Path, config: Model, resize: Resize, indices: Sequence[Index], section: str = "masks"
+    folder: Path, model: Path, config: Masks | Segment, resize: Resize, indices: Sequence[Index], section: str = "masks"
 ) -> None:
     """Note the settings of a new folder, config's `section`; UserError where an old one was made with others."""
     unused = {"irn"} if isinstance(config, Masks) and config.refine != "irn" else set()

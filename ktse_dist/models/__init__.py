@@ -53,13 +53,14 @@ def build_deeplab(network: Network, classes: int, load_weights: bool = True) -> 
 
     Of a file with a CAM head the backbone alone is taken. Raises UserError as `build` does.
     """
+    centred = network.backbone == "efficientnet_lite0"
     if not load_weights or network.weights == "none":
-        return DeepLab(new_backbone(network, trained=True), classes)
+        return DeepLab(new_backbone(network, trained=True), classes, centred)
     start = pretrained(network)
     with torch.device("meta"):
         backbone = new_backbone(network, trained=True)
     backbone.load_state_dict(start.backbone, assign=True)
-    return DeepLab(backbone, classes)
+    return DeepLab(backbone, classes, centred)
 
 
 def new_backbone(network: Network, trained: bool = False) -> nn.Module:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 RATES = (6, 12, 18, 24)  # at stride 8
 HEAD_STD = 0.01
+CENTRED_STD = 0.1  # with it the head learns well at a rate of 0.01 to 0.04
 
 
 class ASPP(nn.Module):
@@ -29,11 +30,14 @@ class DeepLab(nn.Module):
 
     The state dict has the published names, with the backbone's stem under our own (models/naming.py): `backbone.conv1`
     for `backbone.stem_layer.conv1`. The rates shrink with the stride: they are distances in the picture.
+
+    centred: the head sees each pixel's features less their mean, at one length. Those of EfficientNet-Lite0 lie between
+    0 and 6, so what all pixels have in common would rule the head: it learnt the background, or blew up.
     """
 
-    def __init__(self, backbone: nn.Module, classes: int) -> None:
+    def __init__(self, backbone: nn.Module, classes: int, centred: bool = False) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.centred = backbone, centred
         self.aspp = ASPP(backbone.channels, classes + 1, tuple(max(1, rate * 8 // backbone.stride) for rate in RATES))
 
     @property
@@ -46,7 +50,14 @@ class DeepLab(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images [B,3,H,W], normalised by mean and std -> logits [B,C+1,h,w]; channel 0 is the background."""
-        return self.aspp(self.backbone(images))
+        features = self.backbone(images)
+        return self.aspp(centre(features) if self.centred else features)
+
+
+def centre(features: Tensor) -> Tensor:
+    """[B,F,h,w] -> the same, with mean 0 and deviation CENTRED_STD over the features of each pixel."""
+    last = features.permute(0, 2, 3, 1)
+    return (CENTRED_STD * F.layer_norm(last, last.shape[3:])).permute(0, 3, 1, 2)
 
 
 def upsampled(logits: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:

@@ -21,7 +21,11 @@ def export(folder: RunFolder, weights: dict[str, Tensor], config: Config, index:
     unfinished = folder.model.with_name(f".unfinished-{folder.model.name}")
     save_model(unfinished, weights, config.model, index.classes, made)
     folder.update_summary(model_sha256=file_digest(unfinished))
-    if (index.path / folder.attribution.name).is_file():
-        shutil.copyfile(index.path / folder.attribution.name, folder.attribution)
+    copy_attribution(folder, index)
     write_card(folder, config, index)
     os.replace(unfinished, folder.model)
+
+
+def copy_attribution(folder: RunFolder, index: Index) -> None:
+    if (index.path / folder.attribution.name).is_file():
+        shutil.copyfile(index.path / folder.attribution.name, folder.attribution)

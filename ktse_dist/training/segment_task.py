@@ -22,6 +22,7 @@ from ktse_dist.models.segmenter import save_segmenter
 from ktse_dist.provenance import git_revision
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training.checkpoint import file_digest
+from ktse_dist.training.export import copy_attribution
 
 
 @dataclass(frozen=True)
@@ -73,4 +74,5 @@ class SegmentTask:
         unfinished = folder.model.with_name(f".unfinished-{folder.model.name}")
         save_segmenter(unfinished, weights, config.model, index.classes, made)
         folder.update_summary(model_sha256=file_digest(unfinished))
+        copy_attribution(folder, index)
         os.replace(unfinished, folder.model)

@@ -29,7 +29,7 @@ def test_the_crf_is_the_published_one(golden):
 )
 def test_labels_and_scores_are_the_published_ones(golden, picture, name):
     arrays = golden("beco_test_crf")
-    found = decode_mask(finish(Answer(arrays["rgb_u8"], arrays["prob"], picture, PALETTE, (50, 66))).mask)
+    found = decode_mask(finish(Answer(arrays["rgb_u8"], arrays["prob"], picture, PALETTE, (50, 66))).files.mask)
     assert (found != arrays[name]).mean() < 1e-3
     confusion = Confusion(20)
     confusion.update(found, arrays["gt"])

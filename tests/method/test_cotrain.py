@@ -8,7 +8,7 @@ from torch import nn
 from ktse_dist.config import Segment
 from ktse_dist.method.batch import MaskedBatch
 from ktse_dist.method.cotrain import CoTraining, Mixed, mix, step_losses
-from ktse_dist.method.mixing import Scene, confident
+from ktse_dist.method.mixing import Scene, classes_in, confident
 
 PAIRED = [0, 2, 1, 3]  # the published output lists a pair's two items side by side; ours keeps the batch's order
 CLASSES = 20
@@ -108,3 +108,38 @@ def test_a_step_reaches_every_parameter_and_repeats_bit_by_bit(count, phase):
 def test_one_network_has_no_partner_to_learn_from():
     module = CoTraining([Tiny()], Segment(networks=1))
     assert module(tiny_batch(), 2).keys() == {"ce1", "total"}
+
+
+def test_bf16_is_the_networks_alone():
+    """The losses of fp32 within bf16's rounding; the pictures stay exact."""
+    torch.manual_seed(0)
+    networks = [Tiny(), Tiny()]
+    exact, fast = (CoTraining(networks, Segment(), precision)(tiny_batch(), 1) for precision in ("fp32", "bf16"))
+    for name, loss in exact.items():
+        assert fast[name].dtype == torch.float32
+        assert fast[name].item() == pytest.approx(loss.item(), rel=0.02)
+
+
+@pytest.mark.parametrize("source", ["off", "on"])
+@pytest.mark.parametrize("share", [0, 1])
+def test_whole_batches_are_mixed_as_published(golden, source, share):
+    """The published draws are not written down; the pictures show which classes were pasted."""
+    arrays = {name: torch.from_numpy(array) for name, array in golden("imgmix").items()}
+    expected = {name: arrays[f"{source}_p{share}_{name}"][PAIRED] for name in ("img", "label", "mask", "bdry")}
+    own = Scene(arrays["img"], arrays["label"], arrays["mask"][:, 0] > 0)
+    online = Scene(arrays["img"], arrays["label_online"], arrays["mask_online"][:, 0] > 0)
+    given, objects = (own, own.labels) if source == "off" else (online, online.labels * online.trusted)
+    chosen = torch.zeros(4, CLASSES, dtype=torch.bool)
+    for item in range(4):
+        partner = (item + 2) % 4
+        pasted = objects[partner][(expected["img"][item] == arrays["img"][partner]).all(0)].unique().long()
+        chosen[item, pasted[(pasted > 0) & (pasted < 255)] - 1] = True
+    found = mix(own, given, objects, torch.full((4,), share == 1), chosen)
+    np.testing.assert_array_equal(found.scene.images, expected["img"])
+    np.testing.assert_array_equal(found.scene.labels, expected["label"])
+    np.testing.assert_array_equal(found.scene.trusted, expected["mask"] > 0)
+    if source == "on":
+        np.testing.assert_array_equal(found.boundary, expected["bdry"] > 0)
+    if share:
+        present = classes_in(objects, CLASSES).roll(2, 0)
+        assert (chosen.sum(1) == (present.sum(1) + 1) // 2).all()

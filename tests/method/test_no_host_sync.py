@@ -19,8 +19,10 @@ from kernels.ops.segmentation import function as segmentation
 from kernels.ops.transfer import eager as transfer_eager
 from kernels.ops.transfer import function as transfer
 from ktse_dist import models
+from ktse_dist.config import Network, Segment
 from ktse_dist.config_file import load_config
-from ktse_dist.method.batch import Batch
+from ktse_dist.method.batch import Batch, MaskedBatch
+from ktse_dist.method.cotrain import CoTraining
 from ktse_dist.method.ktse import KTSE
 
 WAITING = {
@@ -89,3 +91,14 @@ def test_a_step_of_either_phase_never_waits_for_the_device(request, path, preset
 def test_what_waits_is_noticed(operation):
     with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
         operation(torch.randn(4))
+
+
+@pytest.mark.parametrize("phase", [1, 2])
+def test_a_step_of_stage_2_waits_for_nothing(phase):
+    module = CoTraining([models.build_deeplab(Network(weights="none"), 3) for _ in range(2)], Segment(), "bf16")
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    labels = torch.randint(0, 4, (4, 64, 64), dtype=torch.uint8)
+    step = MaskedBatch(images, labels, labels < 2, torch.arange(4), pictures=4, classes=3)
+    module(step, phase)  # constants reach the device in the first step
+    with NoWaiting():
+        module(step, phase)["total"].backward()

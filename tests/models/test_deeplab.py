@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ktse_dist.models.deeplab import DeepLab, upsampled
+from ktse_dist.models.deeplab import DeepLab, centre, upsampled
 from ktse_dist.models.efficientnet_lite import EfficientNetLite0
 from ktse_dist.models.resnet import ResNet
 
@@ -49,3 +49,9 @@ def test_the_small_network_looks_as_far_at_every_stride(stride, rates):
         net = DeepLab(EfficientNetLite0(stride), 20)
     assert [net.aspp.get_submodule(name).dilation[0] for name in net.aspp.branches] == rates
     assert net(torch.empty(1, 3, 64, 96, device="meta")).shape == (1, 21, 64 // stride, 96 // stride)
+
+
+def test_a_centred_head_does_not_see_what_all_features_have_in_common():
+    features = torch.rand(2, 40, 5, 7)
+    torch.testing.assert_close(centre(features), centre(3 * features + 2), rtol=1e-3, atol=1e-4)
+    assert centre(features).std(dim=1).mean().item() == pytest.approx(0.1, rel=0.02)

@@ -55,3 +55,10 @@ def test_the_learning_rate_scales_with_the_batch_where_asked_for():
     scaled, plain = schedule(100, *rates, "optimiser.lr_batch=16"), schedule(100, *rates)
     assert scaled.lr(0) / plain.lr(0) == pytest.approx(0.5)
     assert scaled.lr(12) / plain.lr(12) == pytest.approx(2)
+
+
+def test_the_learning_rate_does_not_fall_below_its_floor():
+    keys = ("train.batch=[[0,10]]", "optimiser.phase2.lr=0.01", "optimiser.phase2.head_rate=1")
+    floored, plain = schedule(100, *keys, "optimiser.floor=0.001"), schedule(100, *keys)
+    assert floored.lr(49) == 0.001 > plain.lr(49)
+    assert floored.lr(30) == plain.lr(30)
