@@ -38,7 +38,7 @@ def evaluate(folder: RunFolder) -> dict[str, Any]:
 def evaluated(folder: RunFolder) -> dict[str, Any]:
     """The run's summary with its score, which is computed only where it is not there yet."""
     summary = folder.read_summary()
-    return summary if "tag_threshold" in summary else evaluate(folder)
+    return summary if "mask_boundary_miou" in summary else evaluate(folder)
 
 
 def lines(summary: dict[str, Any]) -> str:
@@ -59,10 +59,20 @@ def lines(summary: dict[str, Any]) -> str:
         for name, key in compared
         if summary[key] is not None
     ]
+    rows[-1] += f"; on val frequency-weighted {summary['mask_fwiou']:.2f}, of edges {summary['mask_boundary_miou']:.2f}"
     if "network_miou_final" in summary:  # ktse segment has run
         rows.append(network_line(summary))
     tags = f"tag mAP {summary['tag_map']} on val, {summary['phase1_tag_map']} at the end of phase 1"
-    return "\n".join([*rows, f"training        {summary['images_per_second']} images/s; {tags}"])
+    return "\n".join([scored(summary), *rows, f"training        {summary['images_per_second']} images/s; {tags}"])
+
+
+def scored(summary: dict[str, Any]) -> str:
+    """Which pictures the figures are of: lists, and how many of each have ground truth."""
+    lists = (
+        f"{summary['scored'][split]} of {count} {split} pictures (list {summary['index_sha256'][split][:12]})"
+        for split, count in summary["pictures"].items()
+    )
+    return f"scored          {', '.join(lists)}"
 
 
 if __name__ == "__main__":

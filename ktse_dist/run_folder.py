@@ -78,6 +78,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def confusion(self) -> Path:
+        """Which class was taken for which: the table that evaluation/mask_score.py writes."""
+        return self.path / "confusion.csv"
+
+    @property
     def report(self) -> Path:
         return self.path / "report" / "index.html"
 

@@ -16,6 +16,7 @@ from ktse_dist.config_file import merge, parse_override, validate
 from ktse_dist.data.pool import WorkerDied
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.evaluation.network import network_line, network_scores
+from ktse_dist.evaluation.score import BACKGROUND
 from ktse_dist.inference.answers import Answers, Scores
 from ktse_dist.inference.generate import parts
 from ktse_dist.inference.mask_shards import remove_partials, write_mask_index
@@ -136,6 +137,8 @@ def test(folder: RunFolder, config: Config) -> dict[str, Any]:
             scores.add(answers.scores_file(part))
     write_mask_index(own.masks, val)
     fields = network_scores(scores, val.classes)
+    if scores.final.pictures:
+        scores.final.write_table(own.confusion, [BACKGROUND, *val.classes])
     seconds = {"segment": own.read_summary()["seconds"]["train"]}
     if made:  # a second call finds everything there, and its time is no figure
         seconds["segment_test"] = round(time.perf_counter() - start, 1)

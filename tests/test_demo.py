@@ -19,7 +19,7 @@ KTSE = Path(sys.executable).with_name("ktse")
 SMALL = ["engine.name=torch", "data.crop=64", "data.long_side=[64,96]", "train.epochs=2", "train.phase1_epochs=1"]
 SMALL += ["train.batch=[[0,8]]", "masks.scales=[0.5]", "masks.pictures.train=6"]
 SCORES = {"seed_miou", "baseline_seed_miou", "mask_miou"}
-FIELDS = SCORES | {f"{name}_train" for name in SCORES}
+FIELDS = SCORES | {f"{name}_train" for name in SCORES} | {"mask_fwiou", "mask_boundary_miou", "scored"}
 FIELDS |= {"best_threshold", "images_per_second", "seconds", "per_class", "versions", "git", "index_sha256", "tag_map"}
 
 
@@ -48,7 +48,7 @@ def test_the_summary_has_every_field_and_a_true_total(small_run):
     summary = small_run.read_summary()
     assert summary.keys() >= FIELDS
     assert all(0 <= summary[name] <= 100 for name in SCORES)
-    assert set(summary["per_class"]["aeroplane"]) == {"seed", "baseline", "mask"}
+    assert set(summary["per_class"]["aeroplane"]) == {"seed", "baseline", "mask", "mask_boundary"}
     parts = [seconds for stage, seconds in summary["seconds"].items() if stage != "total"]
     assert summary["seconds"]["total"] == pytest.approx(sum(parts), abs=0.2)
 

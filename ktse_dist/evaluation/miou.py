@@ -47,6 +47,11 @@ class Confusion:
         hits = answers.diagonal()
         return 100 * hits / (self.counts.sum(1) + answers.sum(0) - hits + 1e-10)
 
+    def frequency_weighted(self) -> float:
+        """Percent: IoU weighted by the true pixels of each class. NaN without any pixel."""
+        shares = self.counts.sum(1)
+        return float((self.iou() * shares).sum() / shares.sum()) if shares.any() else float("nan")
+
     def miou(self) -> float:
         """Percent, the mean over all classes and background, also those that never occur."""
         return float(self.iou().mean())

@@ -12,6 +12,7 @@ from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index
 from ktse_dist.data.reader import Reader
 from ktse_dist.errors import UserError
+from ktse_dist.evaluation.mask_score import MaskScore
 from ktse_dist.evaluation.miou import Confusion
 from ktse_dist.evaluation.sweep import ThresholdSweep
 from ktse_dist.evaluation.tags import average_precisions, choose_threshold, mean_average_precision, probabilities
@@ -72,16 +73,16 @@ def read_seeds(folder: Path, index: Index) -> Seeds:
     return Seeds(sweep, TagScores(rows, scores, index.labels(rows)), truths)
 
 
-def mask_confusion(folder: Path, index: Index) -> Confusion:
+def mask_score(folder: Path, index: Index) -> MaskScore:
     """Masks against the ground truth of the same pictures, streamed; pictures that could not be read are left out."""
     masks, reader = MaskIndex(folder, index), Reader(index)
-    confusion = Confusion(len(index.classes))
+    found = MaskScore(len(index.classes))
     for row in range(len(index)):
         mask = decode_mask(masks.read(row, "mask")) if masks.has(row) else None
         truth = None if mask is None or says_nothing(mask) else reader.truth(row)
         if truth is not None:
-            confusion.update(mask, truth)
-    return confusion
+            found.update(mask, truth)
+    return found
 
 
 def score(folder: RunFolder, train: Index, val: Index) -> dict[str, Any]:
@@ -105,15 +106,21 @@ def score(folder: RunFolder, train: Index, val: Index) -> dict[str, Any]:
     }
     if not (seeds["train"].with_truth and seeds["val"].with_truth):
         return rounded(fields | NO_SCORES) | exact
-    masks = {index.split: mask_confusion(folder.masks, index) for index in (train, val)}
-    found = {"seed": at_chosen(seeds), "mask": masks} | ({"baseline": at_chosen(baseline)} if baseline else {})
+    masks = {index.split: mask_score(folder.masks, index) for index in (train, val)}
+    answers = {split: mask.confusion for split, mask in masks.items()}
+    found = {"seed": at_chosen(seeds), "mask": answers} | ({"baseline": at_chosen(baseline)} if baseline else {})
     fields |= NO_SCORES | {"best_threshold": seeds["train"].sweep.best()[0]}
+    fields["scored"] = {split: mask.pictures for split, mask in masks.items()}
+    fields["mask_fwiou"] = answers["val"].frequency_weighted()
+    fields["mask_boundary_miou"] = masks["val"].boundary.miou()
+    masks["val"].write_table(folder.confusion, [BACKGROUND, *val.classes])
     if baseline:
         fields["baseline_best_threshold"] = baseline["train"].sweep.best()[0]
     for kind, counts in found.items():
         name = "baseline_seed_miou" if kind == "baseline" else f"{kind}_miou"
         fields |= {name: counts["val"].miou(), f"{name}_train": counts["train"].miou()}
     per_class = {kind: counts["val"].iou() for kind, counts in found.items()}
+    per_class["mask_boundary"] = masks["val"].boundary.iou()
     return rounded(fields | {"per_class": by_class([BACKGROUND, *val.classes], per_class)}) | exact
 
 
@@ -125,6 +132,9 @@ NO_SCORES = dict.fromkeys(
         "seed_miou_train",
         "baseline_seed_miou_train",
         "mask_miou_train",
+        "mask_fwiou",
+        "mask_boundary_miou",
+        "scored",
         "best_threshold",
         "baseline_best_threshold",
         "per_class",

@@ -12,6 +12,7 @@ from ktse_dist.data.decode import BadSample
 from ktse_dist.data.index import Index
 from ktse_dist.data.pool import ordered_map
 from ktse_dist.data.reader import Reader
+from ktse_dist.evaluation.mask_score import MaskScore
 from ktse_dist.evaluation.miou import Confusion
 from ktse_dist.inference.finish import Answer, finish
 from ktse_dist.inference.generate import Part, Tick, shrunk
@@ -25,21 +26,23 @@ LOOKS = ("single", "multi", "final")  # at one scale; over scales; with the CRF,
 
 
 class Scores:
-    """Pixel counts of the three looks at some pictures; pictures: how many had ground truth."""
+    """Pixel counts of the three looks at some pictures; of the final one edges, too."""
 
     def __init__(self, classes: int):
-        self.looks = {look: Confusion(classes) for look in LOOKS}
-        self.pictures = 0
+        self.single, self.multi, self.final = Confusion(classes), Confusion(classes), MaskScore(classes)
+
+    def looks(self) -> dict[str, Confusion]:
+        return dict(zip(LOOKS, (self.single, self.multi, self.final.confusion), strict=True))
 
     def save(self, path: Path) -> None:
         with atomic(path) as file:
-            np.savez(file, pictures=self.pictures, **{look: found.counts for look, found in self.looks.items()})
+            np.savez(file, single=self.single.counts, multi=self.multi.counts, **self.final.state())
 
     def add(self, path: Path) -> None:
         with np.load(path) as saved:
-            self.pictures += int(saved["pictures"])
-            for look, found in self.looks.items():
-                found.counts += saved[look]
+            self.single.counts += saved["single"]
+            self.multi.counts += saved["multi"]
+            self.final.add(saved)
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,7 @@ class Answers:
         def files() -> Iterator[MaskFiles]:
             for row, (made, labels) in zip(part.rows, results, strict=True):
                 if row in truths:
-                    scores.looks["final"].update(labels, truths.pop(row))
-                    scores.pictures += 1
+                    scores.final.update(labels, truths.pop(row))
                 yield MaskFiles(self.index.key(row), made.mask, made.confidence)
                 tick()
 
@@ -91,6 +93,6 @@ class Answers:
             seen = segmented(self.network, rgb, self.config.scales)
             if truth is not None:
                 truths[row] = truth
-                scores.looks["single"].update(sized(seen.first, size), truth)
-                scores.looks["multi"].update(sized(seen.probabilities.argmax(0).astype(np.uint8), size), truth)
+                scores.single.update(sized(seen.first, size), truth)
+                scores.multi.update(sized(seen.probabilities.argmax(0).astype(np.uint8), size), truth)
             yield Answer(rgb, seen.probabilities, self.config.crf, palette, size)

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ktse_dist.data.index import Index
+from ktse_dist.evaluation.mask_score import read_table
 from ktse_dist.evaluation.score import BACKGROUND, read_seeds
 from ktse_dist.inference.calibration import DEFAULT_STRENGTHS
 from ktse_dist.inference.generate import SeedSource
 from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.reporting.pictures import Row, group_rows, picture_row
-from ktse_dist.reporting.plots import loss_plots, read_metrics, sweep_plot
+from ktse_dist.reporting.plots import confusion_plot, loss_plots, read_metrics, sweep_plot
 from ktse_dist.run_folder import RunFolder
 
 LOSSES = {  # what the curves' captions say
@@ -53,6 +54,7 @@ def render(about: Material) -> str:
         scales=", ".join(f"{scale:g}" for scale in about.run.config.scales),
         losses=[(LOSSES.get(loss, loss), image) for loss, image in loss_images(about.folder)],
         sweep=sweep_image(about),
+        confusions=confusion_images(about.folder),
         groups=picture_groups(about),
         threshold=threshold(summary),
         stages=[(stage, summary["seconds"][stage]) for stage in STAGES if stage in summary["seconds"]],
@@ -125,6 +127,12 @@ def sweep_image(about: Material) -> str | None:
         folders["baseline"], chosen["baseline"] = about.folder.baseline.masks, summary["baseline_best_threshold"]
     sweeps = {f"{who}, {i.split}": read_seeds(masks, i).sweep for who, masks in folders.items() for i in indexes}
     return sweep_plot(sweeps, chosen)
+
+
+def confusion_images(folder: RunFolder) -> list[tuple[str, str]]:
+    """(whose, image) of the answers that were scored on val."""
+    tables = (("the masks", folder.confusion), ("the segmentation network", folder.segment.confusion))
+    return [(whose, confusion_plot(*read_table(path))) for whose, path in tables if path.is_file()]
 
 
 def picture_groups(about: Material) -> list[tuple[str, list[Row]]]:

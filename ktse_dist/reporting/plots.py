@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -70,8 +71,26 @@ def sweep_plot(sweeps: Mapping[str, ThresholdSweep], chosen: Mapping[str, float]
     return data_uri(figure)
 
 
-def new_figure(height: float = 2.1) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(4.2, height), layout="constrained")
+def confusion_plot(names: Sequence[str], counts: np.ndarray) -> str:
+    """counts int [K, K+1] of (truth, answer), the last column no answer: shares of each true class, as shades."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure, axes = new_figure(height=4.6, width=5.2)
+    axes.grid(visible=False)
+    image = axes.imshow(100 * shares, cmap="Greys", vmin=0, vmax=100, interpolation="nearest")
+    size = min(7.0, 220 / len(names))  # points; 80 classes still fit
+    names = [name.replace("$", r"\$") for name in names]  # not a formula
+    axes.set_xticks(range(len(names) + 1), [*names, "no answer"], rotation=90, fontsize=size)
+    axes.set_yticks(range(len(names)), names, fontsize=size)
+    axes.set_xlabel("answer")
+    axes.set_ylabel("truth")
+    bar = figure.colorbar(image, shrink=0.6)
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label("% of the true pixels", fontsize=8)
+    return data_uri(figure)
+
+
+def new_figure(height: float = 2.1, width: float = 4.2) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)

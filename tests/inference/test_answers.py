@@ -72,8 +72,8 @@ def test_scores_are_those_of_the_files_and_a_finished_shard_stays(val, tmp_path)
         expected.update(decode_mask(masks.read(row, "mask")), reader.truth(row))
     scores = Scores(CLASSES)
     scores.add(made.scores_file(part))
-    assert (scores.looks["final"].counts == expected.counts).all() and scores.pictures == 3
-    assert (scores.looks["multi"].counts == expected.counts).all()  # without a CRF
+    assert (scores.final.confusion.counts == expected.counts).all() and scores.final.pictures == 3
+    assert (scores.multi.counts == expected.counts).all()  # without a CRF
     before = (tmp_path / "masks" / "val-00000.tar").stat().st_mtime_ns
     made.make(part, lambda: ticks.append(1))
     assert (tmp_path / "masks" / "val-00000.tar").stat().st_mtime_ns == before
@@ -102,4 +102,4 @@ def test_a_picture_that_cannot_be_read_has_a_mask_that_says_nothing(val, tmp_pat
     assert (decode_mask(masks.read(1, "mask")) == 255).all()
     scores = Scores(CLASSES)
     scores.add(made.scores_file(part))
-    assert scores.pictures == 2
+    assert scores.final.pictures == 2

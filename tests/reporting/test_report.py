@@ -22,8 +22,10 @@ from ktse_dist.data.index import Index
 from ktse_dist.data.pack.writer import Sample, new_dataset, write_about, write_split
 from ktse_dist.data.reader import Reader
 from ktse_dist.errors import UserError
+from ktse_dist.evaluation.mask_score import read_table
 from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.models.weights import save_model
+from ktse_dist.reporting.plots import confusion_plot
 from ktse_dist.run_folder import RunFolder
 
 CLASSES = ["aeroplane", "<script>alert(1)</script>", 'cat" onload="x']
@@ -115,6 +117,8 @@ class Tags(HTMLParser):
 
 def test_the_page_shows_the_numbers_of_the_summary(run, page):
     summary, text = run.read_summary(), Tags(page).text
+    for key in ("mask_fwiou", "mask_boundary_miou"):
+        assert f"{summary[key]:.2f}" in text
     for key in ("seed_miou", "baseline_seed_miou", "mask_miou"):
         assert f"{summary[key]:.2f}" in text
         assert f"{summary[f'{key}_train']:.2f}" in text
@@ -122,6 +126,22 @@ def test_the_page_shows_the_numbers_of_the_summary(run, page):
         assert f"{value:.2f}" in text
     for ious in summary["per_class"].values():
         assert all(f"{iou:.1f}" in text for iou in ious.values())
+
+
+def test_the_page_shows_which_class_was_taken_for_which(run, page):
+    names, counts = read_table(run.confusion)
+    assert names == ["background", *CLASSES] and counts.sum() > 0
+    assert "Which class was taken for which" in page
+    assert confusion_plot(names, counts) in Tags(page).images()
+
+
+def test_a_class_named_like_a_formula_is_no_formula():
+    assert confusion_plot(["$\\frac$", "$", "a_b"], np.eye(3, 4, dtype=np.int64)).startswith("data:image/png")
+
+
+def test_the_score_says_what_it_is_of(run):
+    text, digest = evaluate.lines(run.read_summary()), run.read_summary()["index_sha256"]["val"]
+    assert text.startswith("scored          4 of 4 train pictures") and f"val pictures (list {digest[:12]})" in text
 
 
 def test_the_page_needs_nothing_from_outside(page):
