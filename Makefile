@@ -17,7 +17,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints-cpu.txt --editable '.[train,tune,kernels,crf,remote,launcher,dev]'
+	$(BIN)/pip install --quiet --constraint constraints-cpu.txt --editable '.[train,tune,kernels,crf,remote,onnx,launcher,dev]'
 	touch $@
 
 demo: install

@@ -1,4 +1,7 @@
-"""`python -m ktse_dist.export --run RUN --format F --out DIR`: a run's masks in the formats of other tools."""
+"""`python -m ktse_dist.export --run RUN --format F --out DIR`: a run's masks in the formats of other tools.
+
+`--format onnx --out FILE.onnx`: the segmentation network that `ktse segment` learnt from them.
+"""
 
 import argparse
 import json
@@ -16,6 +19,8 @@ from ktse_dist.errors import UserError, run_main
 from ktse_dist.inference.exports import FORMATS, Labelled, Names, new_bytes
 from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.mask_work import splits
+from ktse_dist.models.onnx_file import save_onnx
+from ktse_dist.models.segmenter import load_segmenter
 from ktse_dist.run_folder import RunFolder
 
 log = logging.getLogger("ktse")
@@ -24,6 +29,9 @@ log = logging.getLogger("ktse")
 def main(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
     folder = RunFolder(options.run.absolute())
+    if options.format == "onnx":
+        export_network(folder, options)
+        return
     indices = [index for index in splits(folder.read_config()) if index.split in (options.split or SPLITS)]
     found = sum(count(folder, index) for index in indices)
     names = Names(indices[0].classes, indices[0].palette)
@@ -36,11 +44,24 @@ def main(arguments: list[str]) -> None:
 def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="ktse export", description=__doc__, allow_abbrev=False)
     whole.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
-    whole.add_argument("--format", choices=FORMATS, default="png", help="default: %(default)s, in VOC's layout")
-    whole.add_argument("--out", type=Path, required=True, help="a folder that is not there yet")
+    whole.add_argument(
+        "--format", choices=[*FORMATS, "onnx"], default="png", help="default: %(default)s, in VOC's layout"
+    )
+    whole.add_argument("--out", type=Path, required=True, help="a folder that is not there yet; onnx: a file")
     whole.add_argument("--split", action="append", choices=SPLITS, help="only this one; may be given twice")
     whole.add_argument("--pictures", action="store_true", help="also the pictures, as images/SPLIT/KEY.jpg")
     return whole
+
+
+def export_network(folder: RunFolder, options: argparse.Namespace) -> None:
+    if options.split or options.pictures:
+        raise UserError("--format onnx: a network has neither splits nor pictures; leave out --split and --pictures")
+    if not folder.segment.model.is_file():
+        raise UserError(f"{folder.segment.model}: not there; learn the network first: ktse segment --run {folder.path}")
+    if options.out.suffix != ".onnx" or options.out.exists() or not options.out.absolute().parent.is_dir():
+        raise UserError(f"--out {options.out}: give a new file, NAME.onnx, in a folder that is there")
+    save_onnx(options.out, load_segmenter(folder.segment.model))
+    print(f"exported: the network of {folder.segment.path} to {options.out}")
 
 
 def count(folder: RunFolder, index: Index) -> int:

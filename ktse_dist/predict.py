@@ -1,34 +1,42 @@
-"""`python -m ktse_dist.predict IMAGES... --run RUN`: masks, overlays and scores of new pictures.
+"""`python -m ktse_dist.predict IMAGES... (--run RUN | --model FILE)`: masks, overlays and scores of new pictures.
 
-Without --tags the classifier decides which classes a picture holds. Finished pictures stay, so the same command goes
-on after an interruption and adds what is new. Files that cannot be read are named at the end, with exit status 1.
+--run: by the CAMs of a run; without --tags its classifier decides which classes a picture holds. --model: by the
+segmentation network that ktse segment learnt, as .safetensors, or as the .onnx of ktse export. Finished pictures stay,
+so the same command goes on after an interruption and adds what is new. Files that cannot be read are named at the end,
+with exit status 1.
 """
 
 import argparse
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ktse_dist.config import Segment
 from ktse_dist.data.pool import WorkerDied
 from ktse_dist.data.search import find_pictures
 from ktse_dist.data.tag_file import read_tags
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.evaluate import evaluated
+from ktse_dist.inference.segmentation import LogitNetwork, SegmentationNetwork
 from ktse_dist.inference.settings import kept_settings
-from ktse_dist.mask_work import inference_network, refinement_from, trained_model
+from ktse_dist.mask_work import inference_device, inference_network, refinement_from, trained_model
+from ktse_dist.models.onnx_file import load_onnx
+from ktse_dist.models.segmenter import load_segmenter
 from ktse_dist.reporting.prediction_log import PredictionLog
-from ktse_dist.reporting.predictions import Predictor, predict, wanted
+from ktse_dist.reporting.predictions import predict, wanted
+from ktse_dist.reporting.predictors import CamPredictor, NetworkPredictor
 from ktse_dist.run_folder import RunFolder
+from ktse_dist.training.checkpoint import file_digest
 
+LARGEST = 1024  # longest side that a segmentation network works at, unless --long-side says more
+PROCESSES = 2
 BEYOND_TRAINING = 1.25  # larger pictures than this, times the longest side in training, are shrunk to it
 SHOWN = 20  # unreadable files that are named
 
 
 def main(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
-    folder = RunFolder(options.run.absolute())
-    predictor = predictor_of(folder, options.threshold, options.long_side, options.processes)
+    predictor = of_network(options) if options.model else of_run(options)
     given = read_tags(options.tags, predictor.classes) if options.tags else {}
     found = find_pictures(options.images, options.recursive)
     if given and not any(picture.path in given for picture in found):
@@ -54,12 +62,15 @@ def main(arguments: list[str]) -> None:
 def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="ktse predict", description=__doc__, allow_abbrev=False)
     whole.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, or quoted patterns: 'a/**/*.jpg'")
-    whole.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
+    who = whole.add_mutually_exclusive_group(required=True)
+    who.add_argument("--run", type=Path, help="the folder that ktse train printed")
+    who.add_argument("--model", type=Path, metavar="FILE", help="a segmentation network: .safetensors or .onnx")
     whole.add_argument("--tags", type=Path, metavar="FILE", help="CSV or JSON lines of path,tags: use these tags")
     whole.add_argument("--out", type=Path, default=Path("predictions"), help="folder to fill (default: %(default)s)")
     whole.add_argument("--threshold", type=probability, metavar="P", help="probability (0 to 1) that makes a tag")
     whole.add_argument("--recursive", action="store_true", help="also the subfolders of folders")
     whole.add_argument("--long-side", type=pixels, metavar="N", help="shrink larger pictures to N pixels for the work")
+    whole.add_argument("--quick", action="store_true", help="with --model: at one scale, without CRF")
     whole.add_argument("--processes", type=processes_beside, metavar="N", help="beside the network's own; 0: none")
     return whole
 
@@ -84,14 +95,44 @@ pixels = bounded("--long-side", int, 32, 8192, "are 32 to 8192 pixels")
 processes_beside = bounded("--processes", int, 0, 256, "are 0 to 256")
 
 
-def predictor_of(folder: RunFolder, threshold: float | None, long_side: int | None, processes: int | None) -> Predictor:
+def of_run(options: argparse.Namespace) -> CamPredictor:
+    if options.quick:
+        raise UserError("--quick: only with --model; with --run, masks are made as ktse masks made them")
+    folder = RunFolder(options.run.absolute())
+    return predictor_of(folder, options.threshold, options.long_side, options.processes)
+
+
+def of_network(options: argparse.Namespace) -> NetworkPredictor:
+    for name in ("tags", "threshold"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name}: only with --run; a segmentation network sees by itself what a picture holds")
+    network, classes = network_of(options.model)
+    usual = Segment()
+    own = {"scales": () if options.quick else usual.scales, "crf": "none" if options.quick else usual.crf}
+    own["long_side"] = options.long_side or LARGEST
+    settings = {"model": file_digest(options.model), **own, "scales": list(own["scales"])}
+    workers = PROCESSES if options.processes is None else options.processes
+    return NetworkPredictor(network, classes, processes=workers, settings=settings, **own)
+
+
+def network_of(file: Path) -> tuple[LogitNetwork, list[str]]:
+    """What looks at pictures, and its classes; an ONNX file on the CPU."""
+    if file.suffix == ".onnx":
+        return load_onnx(file)
+    model, device = load_segmenter(file), inference_device()
+    return SegmentationNetwork([network.to(device) for network in model.networks], device), model.classes
+
+
+def predictor_of(
+    folder: RunFolder, threshold: float | None, long_side: int | None, processes: int | None
+) -> CamPredictor:
     """None: the threshold that the run's held-out tags chose, a size near that of training, processes as for masks."""
     config = folder.read_config()
     model = trained_model(folder.model)
     network = inference_network(model.backbone, model.head, config.train.precision)
     kept, summary = kept_settings(folder.masks), evaluated(folder)
     settings = {
-        "model": hashlib.sha256(folder.model.read_bytes()).hexdigest(),
+        "model": file_digest(folder.model),
         "refine": summary["background"]["refine"],
         "strength": summary["background"]["strength"],
         "scales": list(kept.scales),
@@ -102,10 +143,10 @@ def predictor_of(folder: RunFolder, threshold: float | None, long_side: int | No
     own = {key: value for key, value in settings.items() if key != "model"}
     if settings["refine"] == "irn":
         file = folder.refinement.model
-        settings |= {"refinement": hashlib.sha256(file.read_bytes()).hexdigest(), "beta": kept.irn.beta}
+        settings |= {"refinement": file_digest(file), "beta": kept.irn.beta}
         own |= {"refinement": refinement_from(file, config.train.precision), "beta": kept.irn.beta}
     workers = config.masks.processes if processes is None else processes
-    return Predictor(network, model.classes, processes=workers, settings=settings, **own)
+    return CamPredictor(network, model.classes, processes=workers, settings=settings, **own)
 
 
 def unreadable(failed: Mapping[str, str]) -> str:

@@ -30,8 +30,8 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip install --no-deps --constraint constraints-cpu.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
 
 # The dependencies, with nothing of our own code: this layer changes with pyproject.toml and not with a commit. For
-# gs:// addresses: --build-arg EXTRAS=train,tune,kernels,crf,remote,launcher,gs
-ARG EXTRAS=train,tune,kernels,crf,remote,launcher
+# gs:// addresses: --build-arg EXTRAS=train,tune,kernels,crf,remote,onnx,launcher,gs
+ARG EXTRAS=train,tune,kernels,crf,remote,onnx,launcher
 COPY pyproject.toml README.md LICENSE ./
 COPY ktse_dist/data/pack/drawings/LICENSES.md ktse_dist/data/pack/drawings/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \

@@ -34,12 +34,17 @@ class Finished(NamedTuple):
 def finish(answer: Answer | Blank) -> Finished:
     if isinstance(answer, Blank):
         return Finished(nothing(answer), np.full(answer.size, IGNORE, np.uint8))
-    planes = answer.probabilities
-    if answer.crf != "none":
-        planes = crf(seen(answer.rgb, answer.crf), planes, DEEPLAB_CRF)
+    planes = settled(answer)
     labels = sized(planes.argmax(0).astype(np.uint8), answer.size)
     surety = sized(planes.max(0), answer.size)
     return Finished(Refined(encode_mask(labels, answer.palette), encode_confidence(surety)), labels)
+
+
+def settled(answer: Answer) -> np.ndarray:
+    """Probabilities float32 [K,H,W] after the CRF, if there is to be one."""
+    if answer.crf == "none":
+        return answer.probabilities
+    return crf(seen(answer.rgb, answer.crf), answer.probabilities, DEEPLAB_CRF)
 
 
 def seen(rgb: np.ndarray, picture: Picture) -> np.ndarray:

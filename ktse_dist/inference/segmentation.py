@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -10,6 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ktse_dist.models.deeplab import upsampled
+
+
+class LogitNetwork(Protocol):
+    """What `segmented` asks."""
+
+    device: torch.device
+
+    def normalised(self, rgb: np.ndarray) -> Tensor:
+        """rgb uint8 [H,W,3] -> float32 [1,3,H,W], as `logits` takes it."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[B,3,H,W] -> fp32 [B,K,h,w] at the network's stride."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class Seen(NamedTuple):
 
 
 @torch.inference_mode()
-def segmented(network: SegmentationNetwork, rgb: np.ndarray, scales: Sequence[float]) -> Seen:
+def segmented(network: LogitNetwork, rgb: np.ndarray, scales: Sequence[float]) -> Seen:
     """What the networks say about rgb uint8 [H,W,3], as it is and at `scales`.
 
     Each look gives logits; every pixel of the small grid takes the highest of each class, as published.

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ktse_dist.inference.refine import Task
 from ktse_dist.reporting.drawing import COLOURS, heat, outline
 
 LETTERS, PAD, CHIP = 13, 6, 11  # pixels
@@ -23,11 +22,19 @@ class Entry(NamedTuple):
     text: str
 
 
-def overlay(task: Task, labels: np.ndarray, entries: Sequence[Entry]) -> Image.Image:
-    """The CAMs of `task` over its picture with the outlines of labels uint8 [H,W], above a legend."""
+class Tinted(Protocol):
+    """rgb uint8 [H,W,3] and what lies over it: keys int [n], the classes of cams float [n,H,W] between 0 and 1."""
+
+    rgb: np.ndarray
+    keys: np.ndarray
+    cams: np.ndarray
+
+
+def overlay(tinted: Tinted, labels: np.ndarray, entries: Sequence[Entry]) -> Image.Image:
+    """The maps of `tinted` over its picture with the outlines of labels uint8 [H,W], above a legend."""
     values = [entry.value for entry in entries if entry.value is not None]
     colours = {value: COLOURS[place % len(COLOURS)] for place, value in enumerate(values)}
-    drawn = outline(heat(task.rgb, task, colours), labels, colours)
+    drawn = outline(heat(tinted.rgb, tinted, colours), labels, colours)
     return with_legend(Image.fromarray(drawn), [(colours.get(e.value), e.text) for e in entries])
 
 

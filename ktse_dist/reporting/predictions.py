@@ -1,47 +1,21 @@
 """Many pictures through one network: which are left to do, same-size batches, files and records of each."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from ktse_dist.data.augment import Resize
 from ktse_dist.data.foreign import Upright, load_or_say
-from ktse_dist.data.palette import voc_palette
 from ktse_dist.data.pool import ordered_map
 from ktse_dist.data.search import Found
-from ktse_dist.evaluation.tags import probabilities
-from ktse_dist.inference.boundaries import BoundaryNetwork, boundaries
-from ktse_dist.inference.multiscale import CamNetwork, Looks, look
-from ktse_dist.inference.refine import Task, Walk
 from ktse_dist.inference.same_size import same_size
 from ktse_dist.reporting.prediction import Job, finish_picture, mask_file, overlay_file
 from ktse_dist.reporting.prediction_log import PredictionLog
 
 BATCH_PIXELS = {"cpu": 400_000, "cuda": 8_000_000}  # of the pictures that go through the network together
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """A run's network and all that turns its CAMs into masks. settings: what makes one prediction unlike another."""
-
-    network: CamNetwork
-    classes: list[str]
-    refine: Literal["crf", "none", "irn"]
-    strength: float
-    scales: Sequence[float]
-    resize: Resize
-    threshold: float
-    long_side: int
-    processes: int
-    settings: dict[str, Any] = field(default_factory=dict)
-    refinement: BoundaryNetwork | None = None  # with irn
-    beta: float = 0
 
 
 class Wanted(NamedTuple):
@@ -56,6 +30,21 @@ class Wanted(NamedTuple):
 class Loaded(NamedTuple):
     wanted: Wanted
     picture: Upright
+
+
+class Predictor(Protocol):
+    """What looks at pictures. settings: what makes one prediction unlike another."""
+
+    classes: list[str]
+    long_side: int
+    processes: int
+    settings: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def jobs(self, batch: Sequence[Loaded]) -> Iterator[Job]:
+        """What is to be finished of pictures of one size, in their order."""
 
 
 def wanted(found: Iterable[Found], given: Mapping[Path, tuple[int, ...]], log: PredictionLog) -> list[Wanted]:
@@ -89,7 +78,7 @@ def predict(predictor: Predictor, left: Sequence[Wanted], log: PredictionLog) ->
     sent: list[tuple[Wanted, Job]] = []  # those in the pool, oldest first
     with tqdm(total=len(left), desc="predict", unit="picture") as progress:
         loaded = readable_only(left, predictor, failed, progress)
-        budget = BATCH_PIXELS[torch.device(predictor.network.device).type]
+        budget = BATCH_PIXELS[predictor.device.type]
         batches = same_size(loaded, lambda one: one.picture.rgb.shape[:2], budget)
         jobs = sending(jobs_of(predictor, batches), sent)
         for shares in ordered_map(partial(finish_picture, log.out), jobs, predictor.processes):
@@ -114,34 +103,8 @@ def readable_only(
 
 
 def jobs_of(predictor: Predictor, batches: Iterable[list[Loaded]]) -> Iterator[tuple[Wanted, Job]]:
-    palette = np.asarray(voc_palette(len(predictor.classes) + 1), np.uint8)
     for batch in batches:
-        seen = look(predictor.network, np.stack([o.picture.rgb for o in batch]), predictor.scales, predictor.resize)
-        likely = probabilities(seen.scores)
-        tags = (likely >= predictor.threshold).astype(np.float32)
-        for place, one in enumerate(batch):
-            if one.wanted.tags is not None:
-                tags[place] = 0
-                tags[place, list(one.wanted.tags)] = 1
-        walks = walks_of(predictor, batch, seen, tags) if predictor.refinement else [None] * len(batch)
-        for one, cams, walk, chances in zip(batch, seen.cams(tags), walks, likely, strict=True):
-            task = Task(
-                one.picture.rgb,
-                cams.keys,
-                cams.cams,
-                predictor.refine,
-                (predictor.strength,),
-                palette,
-                one.picture.size,
-                walk,
-            )
-            yield one.wanted, Job(one.wanted.name, task, predictor.classes, chances)
-
-
-def walks_of(predictor: Predictor, batch: Sequence[Loaded], seen: Looks, tags: np.ndarray) -> list[Walk]:
-    edges = (boundaries(predictor.refinement, one.picture.rgb) for one in batch)
-    coarse = seen.coarse_cams(tags)
-    return [Walk(found.cams, edge, predictor.beta) for found, edge in zip(coarse, edges, strict=True)]
+        yield from zip((one.wanted for one in batch), predictor.jobs(batch), strict=True)
 
 
 def sending(jobs: Iterable[tuple[Wanted, Job]], sent: list[tuple[Wanted, Job]]) -> Iterator[Job]:
@@ -152,16 +115,5 @@ def sending(jobs: Iterable[tuple[Wanted, Job]], sent: list[tuple[Wanted, Job]]) 
 
 def record(one: Wanted, job: Job, shares: Mapping[str, float]) -> dict[str, Any]:
     """What scores.json says of a picture."""
-    found = {
-        "size": list(job.task.size),
-        "tags": [job.classes[key] for key in job.task.keys],
-        "tags_from": "given" if one.tags is not None else "predicted",
-        "probabilities": dict(zip(job.classes, job.probabilities.round(4).tolist(), strict=True)),
-        "mask": mask_file(one.name),
-        "overlay": overlay_file(one.name),
-        "share": dict(shares),
-    }
-    if not found["tags"]:
-        why = "no tag was given" if one.tags is not None else "no class reaches the threshold"
-        found["note"] = f"{why}, so the mask is background only"
-    return one.identity | found
+    files = {"mask": mask_file(one.name), "overlay": overlay_file(one.name)}
+    return one.identity | {"size": list(job.size)} | job.about() | files | {"share": dict(shares)}

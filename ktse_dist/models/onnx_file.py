@@ -1,0 +1,162 @@
+"""A segmentation network as one ONNX file, for whoever has no torch: pictures of any size to logits."""
+
+import importlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from google.protobuf.message import DecodeError
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from ktse_dist.errors import UserError
+from ktse_dist.models.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, TensorProto
+    from onnxruntime import InferenceSession
+
+FORMAT = "ktse_dist segmentation onnx 1"
+MAX_BYTES = 2**31 - 1  # of a protobuf message
+EXAMPLE = (2, 3, 96, 128)  # pictures that the graph is traced with; two, so that one is nothing special
+
+
+class Answering(nn.Module):
+    """images float32 [B,3,H,W], RGB from 0 to 255 -> mean logits of all networks, float32 [B,K,h,w]."""
+
+    def __init__(self, networks: list[nn.Module]):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(list(getattr(networks[0], name)))[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = (images - self.mean) / self.std
+        return torch.stack([network(pixels) for network in self.networks]).mean(dim=0)
+
+
+class OnnxNetwork(NamedTuple):
+    """A session as `inference.segmentation.segmented` asks it; on a CPU."""
+
+    session: "InferenceSession"
+    device: torch.device = torch.device("cpu")
+
+    def normalised(self, rgb: np.ndarray) -> Tensor:
+        """rgb uint8 [H,W,3] -> float32 [1,3,H,W] from 0 to 255: the graph normalises."""
+        return torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None].float()
+
+    def logits(self, images: Tensor) -> Tensor:
+        (found,) = self.session.run(["logits"], {"images": images.numpy()})
+        return torch.from_numpy(found)
+
+
+def save_onnx(path: Path, segmenter: Segmenter) -> None:
+    """Write the mean answer of the networks, with all numbers inside the file; atomic. UserError without onnx."""
+    onnx = installed("onnx")
+    any_size = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    with quiet():
+        program = torch.onnx.export(
+            Answering(segmenter.networks).eval(), (torch.zeros(EXAMPLE),), dynamo=True, verbose=False,
+            input_names=["images"], output_names=["logits"], dynamic_shapes={"images": any_size},
+        )  # fmt: skip
+    model = program.model_proto
+    about = {"format": FORMAT, "classes": json.dumps(segmenter.classes), "input": "RGB, 0 to 255, [B,3,H,W]"}
+    onnx.helper.set_model_props(model, about | {"output": "logits at the network's stride; 0 is the background"})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(model.SerializeToString())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_onnx(path: Path) -> tuple[OnnxNetwork, list[str]]:
+    """The network of a file that `save_onnx` wrote, and its classes. Raises UserError for every other file."""
+    onnx, runtime = installed("onnx"), installed("onnxruntime")
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path}: no such file, or over 2 GiB")
+    content = path.read_bytes()
+    try:
+        model = onnx.ModelProto.FromString(content)
+    except DecodeError as error:
+        raise UserError(f"{path}: not an ONNX file ({error})") from None
+    about = {entry.key: entry.value for entry in model.metadata_props}
+    if about.get("format") != FORMAT:
+        raise UserError(f"{path}: not a network of this program; ktse export --format onnx writes one")
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors(model)):
+        raise UserError(f"{path}: wants numbers of other files, which are not opened; export it again")
+    try:
+        classes = TypeAdapter(list[str]).validate_json(about.get("classes", ""))
+        network = OnnxNetwork(session(runtime, content))
+        (output,), (images,) = network.session.get_outputs(), network.session.get_inputs()
+    except (ValidationError, ValueError, RuntimeError, *runtime_errors(runtime)) as error:
+        raise UserError(f"{path}: damaged ({' '.join(str(error).split())[:200]}); export it again") from None
+    if (images.name, output.name, output.shape[1]) != ("images", "logits", len(classes) + 1):
+        raise UserError(f"{path}: its graph does not fit its {len(classes)} classes; export it again")
+    return network, classes
+
+
+def session(runtime: ModuleType, content: bytes) -> "InferenceSession":
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors alone
+    return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def runtime_errors(runtime: ModuleType) -> tuple[type[Exception], ...]:
+    """What a session may raise for a file that is damaged: the binding's exceptions have no base of their own."""
+    found = vars(runtime.capi.onnxruntime_pybind11_state).values()
+    return tuple(one for one in found if isinstance(one, type) and issubclass(one, Exception))
+
+
+def tensors(model: "ModelProto") -> Iterator["TensorProto"]:
+    """All of a model, in the graph, in the graphs of its nodes, and in its functions."""
+    yield from of_graph(model.graph)
+    for function in model.functions:
+        yield from of_nodes(function.node)
+
+
+def of_graph(graph: "GraphProto") -> Iterator["TensorProto"]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from of_nodes(graph.node)
+
+
+def of_nodes(nodes) -> Iterator["TensorProto"]:
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+        for graph in (attribute.g, *attribute.graphs):
+            yield from of_graph(graph)
+
+
+def installed(name: str) -> ModuleType:
+    """A package of the extra `onnx`, which only ONNX files need."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as missing:
+        raise UserError(f"ONNX files need {missing.name}: pip install 'ktse_dist[onnx]'") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """torch.onnx tells of optional packages and of its own deprecations."""
+    told = logging.getLogger("torch.onnx")
+    level = told.level
+    told.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        told.setLevel(level)

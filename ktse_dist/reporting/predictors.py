@@ -1,0 +1,91 @@
+"""What looks at new pictures: a run's classification network, or a segmentation network."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ktse_dist.data.augment import Resize
+from ktse_dist.data.palette import voc_palette
+from ktse_dist.evaluation.tags import probabilities
+from ktse_dist.inference.boundaries import BoundaryNetwork, boundaries
+from ktse_dist.inference.finish import Answer, Picture
+from ktse_dist.inference.multiscale import CamNetwork, Looks, look
+from ktse_dist.inference.refine import Task, Walk
+from ktse_dist.inference.segmentation import LogitNetwork, segmented
+from ktse_dist.reporting.prediction import CamJob, NetworkJob
+from ktse_dist.reporting.predictions import Loaded
+
+
+@dataclass(frozen=True)
+class CamPredictor:
+    """A run's network and all that turns its CAMs into masks, for the tags that are given or found."""
+
+    network: CamNetwork
+    classes: list[str]
+    refine: Literal["crf", "none", "irn"]
+    strength: float
+    scales: Sequence[float]
+    resize: Resize
+    threshold: float
+    long_side: int
+    processes: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    refinement: BoundaryNetwork | None = None  # with irn
+    beta: float = 0
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.network.device)
+
+    def jobs(self, batch: Sequence[Loaded]) -> Iterator[CamJob]:
+        palette = np.asarray(voc_palette(len(self.classes) + 1), np.uint8)
+        seen = look(self.network, np.stack([one.picture.rgb for one in batch]), self.scales, self.resize)
+        likely = probabilities(seen.scores)
+        tags = self._tags(batch, likely)
+        walks = self._walks(batch, seen, tags) if self.refinement else [None] * len(batch)
+        for one, cams, walk, chances in zip(batch, seen.cams(tags), walks, likely, strict=True):
+            rgb, size, strengths = one.picture.rgb, one.picture.size, (self.strength,)
+            task = Task(rgb, cams.keys, cams.cams, self.refine, strengths, palette, size, walk)
+            source = "predicted" if one.wanted.tags is None else "given"
+            yield CamJob(one.wanted.name, task, self.classes, chances, source)
+
+    def _tags(self, batch: Sequence[Loaded], likely: np.ndarray) -> np.ndarray:
+        """Which classes each picture has, [B,C]."""
+        tags = (likely >= self.threshold).astype(np.float32)
+        for place, one in enumerate(batch):
+            if one.wanted.tags is not None:
+                tags[place] = 0
+                tags[place, list(one.wanted.tags)] = 1
+        return tags
+
+    def _walks(self, batch: Sequence[Loaded], seen: Looks, tags: np.ndarray) -> list[Walk]:
+        edges = (boundaries(self.refinement, one.picture.rgb) for one in batch)
+        coarse = seen.coarse_cams(tags)
+        return [Walk(found.cams, edge, self.beta) for found, edge in zip(coarse, edges, strict=True)]
+
+
+@dataclass(frozen=True)
+class NetworkPredictor:
+    """A segmentation network, which needs no tags."""
+
+    network: LogitNetwork
+    classes: list[str]
+    scales: Sequence[float]
+    crf: Picture
+    long_side: int
+    processes: int
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    def jobs(self, batch: Sequence[Loaded]) -> Iterator[NetworkJob]:
+        palette = np.asarray(voc_palette(len(self.classes) + 1), np.uint8)
+        for one in batch:
+            found = segmented(self.network, one.picture.rgb, self.scales).probabilities
+            answer = Answer(one.picture.rgb, found, self.crf, palette, one.picture.size)
+            yield NetworkJob(one.wanted.name, answer, self.classes)
