@@ -25,6 +25,7 @@ from ktse_dist.models.segmenter import load_segmenter
 from ktse_dist.reporting.prediction_log import PredictionLog
 from ktse_dist.reporting.predictions import predict, wanted
 from ktse_dist.reporting.predictors import CamPredictor, NetworkPredictor
+from ktse_dist.reporting.voc_results import check_classes, listed, write_results
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training.checkpoint import file_digest
 
@@ -39,6 +40,9 @@ def main(arguments: list[str]) -> None:
     predictor = of_network(options) if options.model else of_run(options)
     given = read_tags(options.tags, predictor.classes) if options.tags else {}
     found = find_pictures(options.images, options.recursive)
+    if options.voc_list:
+        check_classes(predictor.classes)
+        found = listed(found, options.voc_list)
     if given and not any(picture.path in given for picture in found):
         raise UserError(
             f"--tags {options.tags}: names none of the {len(found)} pictures; its paths start at the folder it lies in"
@@ -47,6 +51,9 @@ def main(arguments: list[str]) -> None:
     try:
         failed = predict(predictor, wanted(found, given, log), log)
         scores = log.write_scores(failed)
+        if options.voc_list and not failed:
+            results = write_results(options.out, {picture.path.stem: log.name_for(picture) for picture in found})
+            print(f"for VOC's test server: {len(found)} masks in {results}")
     except OSError as error:
         raise UserError(f"--out {options.out}: {error}; make room there, the same command then goes on") from None
     except WorkerDied as error:
@@ -67,6 +74,8 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument("--model", type=Path, metavar="FILE", help="a segmentation network: .safetensors or .onnx")
     whole.add_argument("--tags", type=Path, metavar="FILE", help="CSV or JSON lines of path,tags: use these tags")
     whole.add_argument("--out", type=Path, default=Path("predictions"), help="folder to fill (default: %(default)s)")
+    about = "predict the pictures of this list alone, and make the folder for VOC's test server"
+    whole.add_argument("--voc-list", type=Path, metavar="TEST.txt", help=about)
     whole.add_argument("--threshold", type=probability, metavar="P", help="probability (0 to 1) that makes a tag")
     whole.add_argument("--recursive", action="store_true", help="also the subfolders of folders")
     whole.add_argument("--long-side", type=pixels, metavar="N", help="shrink larger pictures to N pixels for the work")

@@ -1,6 +1,7 @@
 """`ktse predict --model`: segmentation networks in both kinds of file, real files in, real files out."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from ktse_dist import export, predict
 from ktse_dist.config import Network
 from ktse_dist.data.decode import decode_mask
+from ktse_dist.data.pack import voc
 from ktse_dist.errors import UserError
 from ktse_dist.inference.segmentation import SegmentationNetwork, segmented
 from ktse_dist.models import build_deeplab
@@ -23,15 +25,24 @@ CLASSES = ["cat", "dog"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> RunFolder:
+    return with_network(tmp_path_factory.mktemp("run"), CLASSES)
+
+
+@pytest.fixture(scope="module")
+def voc_run(tmp_path_factory) -> RunFolder:
+    return with_network(tmp_path_factory.mktemp("voc"), voc.CLASSES)
+
+
+def with_network(path: Path, classes: Sequence[str]) -> RunFolder:
     """A run with a network of stage 2 that knows nothing."""
     torch.manual_seed(0)
-    folder, small = RunFolder(tmp_path_factory.mktemp("run")), Network(weights="none")
-    network = build_deeplab(small, len(CLASSES), load_weights=False)
+    folder, small = RunFolder(path), Network(weights="none")
+    network = build_deeplab(small, len(classes), load_weights=False)
     for branch in network.aspp.children():
         nn.init.normal_(branch.weight, std=0.5)  # answers that differ from pixel to pixel
     folder.segment.path.mkdir()
     state = nn.ModuleDict({"networks": nn.ModuleList([network])}).state_dict()
-    save_segmenter(folder.segment.model, state, small, CLASSES, {})
+    save_segmenter(folder.segment.model, state, small, classes, {})
     return folder
 
 
@@ -64,6 +75,36 @@ def test_by_default_it_looks_at_several_scales_and_ends_in_a_crf(run, photo, tmp
     pytest.importorskip("pydensecrf")
     scores = ask(run.segment.model, tmp_path / "out", photo)
     assert scores["settings"]["crf"] == "plain" and scores["settings"]["scales"] == [0.75, 1.0, 1.25]
+
+
+def test_a_voc_list_gives_the_folder_that_the_server_takes(voc_run, tmp_path, capsys):
+    pictures = tmp_path / "JPEGImages"
+    pictures.mkdir()
+    for n, name in enumerate(("2008_000006", "2008_000011", "2008_000012")):
+        pixels = np.random.default_rng(n).integers(0, 256, (40 + n, 60, 3), np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{name}.jpg")
+    (tmp_path / "test.txt").write_text("2008_000006\n2008_000012\n")
+    scores = ask(voc_run.segment.model, tmp_path / "out", pictures, "--quick", "--voc-list", tmp_path / "test.txt")
+    assert len(scores["pictures"]) == 2 and "for VOC's test server: 2 masks" in capsys.readouterr().out
+    results = tmp_path / "out" / "results" / "VOC2012" / "Segmentation" / "comp6_test_cls"
+    assert {file.name for file in results.iterdir()} == {"2008_000006.png", "2008_000012.png"}
+    with Image.open(results / "2008_000012.png") as mask:
+        assert mask.mode == "P" and mask.size == (60, 42) and np.asarray(mask).max() <= 20
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("2008_000007\n", "0 pictures are called '2008_000007'"), ("a b c\n", "is no line of a list")]
+)
+def test_a_list_of_other_pictures_is_one_line(voc_run, photo, tmp_path, text, said):
+    (tmp_path / "test.txt").write_text(text)
+    with pytest.raises(UserError, match=said):
+        ask(voc_run.segment.model, tmp_path / "out", photo, "--voc-list", tmp_path / "test.txt")
+
+
+def test_the_server_takes_the_classes_of_voc_alone(run, photo, tmp_path):
+    (tmp_path / "test.txt").write_text("photo\n")
+    with pytest.raises(UserError, match="the network knows 2 classes"):
+        ask(run.segment.model, tmp_path / "out", photo, "--voc-list", tmp_path / "test.txt")
 
 
 @pytest.mark.slow
