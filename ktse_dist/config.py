@@ -317,6 +317,9 @@ class Masks(Model):
     # what stands against the CAMs, alpha or (none, irn) a threshold; None: train pictures with ground truth choose
     strength: float | None = Field(None, gt=0, le=100)
     long_side: int | None = Field(None, ge=64, le=8192)  # larger pictures are shrunk for it, their masks not
+    # a larger picture is looked at in overlapping tiles of so many, and its mask is made at so many and enlarged;
+    # the usual ones of COCO at scale 2 have 1,228,800
+    max_pixels: int = Field(1_250_000, ge=250_000, le=100_000_000)
     pictures: Pictures = Pictures()
     processes: int = Field(2, ge=0, le=256)  # for the refinement, beside each process that runs the network; 0: none
     workers: int = Field(0, ge=0, le=4096)  # Ray workers, each at one picture shard at a time; 0: without Ray, here

@@ -147,6 +147,7 @@ def predictor_of(
         "scales": list(kept.scales),
         "resize": config.data.resize,
         "threshold": summary["tag_threshold"] if threshold is None else threshold,
+        "max_pixels": kept.max_pixels,
         "long_side": long_side or round(BEYOND_TRAINING * config.data.long_side[1]),
     }
     own = {key: value for key, value in settings.items() if key != "model"}

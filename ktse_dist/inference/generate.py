@@ -4,7 +4,7 @@ Everything here is one piece of work; mask_work.py says which pieces a run consi
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,8 +53,8 @@ class Unreadable(NamedTuple):
 class Seed(NamedTuple):
     """One picture with its CAMs and, where the data set has it, its ground truth uint8 [H,W].
 
-    size: (height, width) as packed; H, W are smaller where masks.long_side shrank the picture. walk: with a refinement
-    network what its random walk starts from.
+    size: (height, width) as packed; H, W are smaller where masks.long_side or masks.max_pixels shrank the picture.
+    walk: with a refinement network what its random walk starts from.
     """
 
     row: int
@@ -127,15 +127,21 @@ class SeedSource:
 
     def _compute(self, row: int) -> Seed:
         packed, truth = self.reader.picture(row), self.reader.truth(row)
-        rgb, truth = shrunk(packed, truth, self.config.long_side)
-        looks, tags, walk = self._looks(rgb), self.index.labels([row]), None
+        (rgb, truth), looks = self._looked(packed, truth)
+        tags, walk = self.index.labels([row]), None
         if self.refinement:
             edge = boundaries(self.refinement, rgb)
             walk = Walk(looks.coarse_cams(tags)[0].cams, edge, self.config.irn.beta)
         return Seed(row, rgb, looks.cams(tags)[0], truth, packed.shape[:2], walk)
 
-    def _looks(self, rgb: np.ndarray) -> Looks:
-        return look(self.network, rgb[None], self.config.scales, self.resize)
+    def _looked(
+        self, packed: np.ndarray, truth: np.ndarray | None
+    ) -> tuple[tuple[np.ndarray, np.ndarray | None], Looks]:
+        """(Picture, truth) at the size that masks are made at, and what the network saw of the picture."""
+        rgb, truth = shrunk(packed, truth, self.config.long_side)
+        looks = look(self.network, rgb[None], self.config.scales, self.resize, self.config.max_pixels)
+        small = shrunk(rgb, truth, side_within(rgb.shape[:2], self.config.max_pixels))
+        return small, replace(looks, size=small[0].shape[:2])
 
     def label_task(self, row: int) -> LabelTask | Blank:
         palette = np.asarray(self.index.palette, np.uint8)
@@ -143,8 +149,8 @@ class SeedSource:
             packed = self.reader.picture(row)
         except BadSample:
             return Blank(palette, self.reader.size(row))
-        rgb, _ = shrunk(packed, None, self.config.long_side)
-        keys, cams, _ = self._looks(rgb).label_cams(self.index.labels([row]))[0]
+        (rgb, _), looks = self._looked(packed, None)
+        keys, cams, _ = looks.label_cams(self.index.labels([row]))[0]
         return LabelTask(rgb, keys, cams, self.config.irn.high, self.config.irn.low, palette, packed.shape[:2])
 
     def new_scores(self) -> SeedScores:
@@ -158,6 +164,11 @@ class SeedSource:
                 continue
             keys, cams, _ = seed.cams
             yield Task(seed.rgb, keys, cams, self.config.refine, strengths, palette, seed.size, seed.walk)
+
+
+def side_within(size: tuple[int, int], max_pixels: int) -> int:
+    """The longer side of a picture of (height, width) that is shrunk, if need be, to at most max_pixels."""
+    return int(max(size) * min(1.0, (max_pixels / (size[0] * size[1])) ** 0.5))
 
 
 def shrunk(rgb: np.ndarray, truth: np.ndarray | None, long_side: int | None) -> tuple[np.ndarray, np.ndarray | None]:

@@ -10,21 +10,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ktse_dist.data.augment import Resize, resize_picture
+from ktse_dist.inference.tiles import tiled
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
 PRESENT = 1e-5  # a label above this is a tag
 COARSE, ROUNDED = 4, 16  # pixels
+AT_ONCE = 8_000_000  # pixels of CAMs that are enlarged together
 
 
 @dataclass(frozen=True)
 class CamNetwork:
     """What inference needs to know of a network.
 
-    forward: normalised images [B,3,H,W] (fp32, on `device`) -> (signed CAM [B,C,h,w], class logits [B,C]).
-    mean, std: 3 floats each, in pixel units 0..255.    bf16: run `forward` under bf16 autocast.
+    cam: normalised images [B,3,H,W] (fp32, on `device`) -> signed CAM [B,C,h,w].    scores: of that, logits [B,C].
+    stride: pixels of a cell of the CAM.    mean, std: 3 floats each, in pixel units 0..255.
+    bf16: run both under bf16 autocast.
     """
 
-    forward: Callable[[Tensor], tuple[Tensor, Tensor]]
+    cam: Callable[[Tensor], Tensor]
+    scores: Callable[[Tensor], Tensor]
+    stride: int
     mean: Sequence[float]
     std: Sequence[float]
     device: torch.device | str = "cpu"
@@ -46,11 +51,13 @@ def network_of(
     backbone.eval()
     head.eval()
 
-    def forward(images: Tensor) -> tuple[Tensor, Tensor]:
-        cam = head(backbone(images))[:, 1:]
-        return cam, head.gates(cam)[1]
+    def cam(images: Tensor) -> Tensor:
+        return head(backbone(images))[:, 1:]
 
-    return CamNetwork(forward, backbone.mean, backbone.std, device, bf16)
+    def scores(cam: Tensor) -> Tensor:
+        return head.gates(cam)[1]
+
+    return CamNetwork(cam, scores, backbone.stride, backbone.mean, backbone.std, device, bf16)
 
 
 def multiscale_cam(
@@ -84,7 +91,8 @@ class Looks:
     """What a network saw in B pictures of one size, before anybody said which classes are wanted.
 
     views: for each scale the signed CAMs [2B,C,h,w] of the pictures and then of their mirror images.
-    scores: mean logits over scales and flips, float32 [B,C].    size: (height, width) of the pictures.
+    scores: mean logits over scales and flips, float32 [B,C].
+    size: (height, width) that CAMs are made at, that of the pictures unless somebody wants less.
     """
 
     views: list[Tensor]
@@ -96,8 +104,10 @@ class Looks:
         """The CAMs of the tagged classes: labels [B,C], above PRESENT for a tag."""
         picture, tag = np.nonzero(labels > PRESENT)
         total = torch.zeros(len(tag), *self.size, device=self.views[0].device)
+        few = max(1, AT_ONCE // (self.size[0] * self.size[1]))
         for view in self.views:
-            total += _both_ways(view, picture, tag, self.size)
+            for some in (slice(start, start + few) for start in range(0, len(tag), few)):
+                total[some] += _both_ways(view, picture[some], tag[some], self.size)
         return self._pictures(total, picture, tag)
 
     def coarse_cams(self, labels: np.ndarray) -> list[PictureCams]:
@@ -121,17 +131,23 @@ class Looks:
 
     def _pictures(self, total: Tensor, picture: np.ndarray, tag: np.ndarray) -> list[PictureCams]:
         """Each of the (picture, tag) planes over its peak, by picture."""
-        cams = (total / (total.amax((1, 2), keepdim=True) + 1e-5)).cpu().numpy()
+        cams = total.div_(total.amax((1, 2), keepdim=True) + 1e-5).cpu().numpy()
         return [PictureCams(tag[picture == b], cams[picture == b], self.scores[b]) for b in range(len(self.scores))]
 
 
 @torch.inference_mode()
-def look(network: CamNetwork, rgb: np.ndarray, scales: Sequence[float], resize: Resize) -> Looks:
-    """One network pass a scale over B pictures of one size and their mirror images: rgb uint8 [B,H,W,3]."""
+def look(
+    network: CamNetwork, rgb: np.ndarray, scales: Sequence[float], resize: Resize, max_pixels: int | None = None
+) -> Looks:
+    """One network pass a scale over B pictures of one size and their mirror images: rgb uint8 [B,H,W,3].
+
+    A scale at which a picture has more than max_pixels is seen in tiles (tiles.py).
+    """
     views, logits = [], []
     for scale in scales:
-        images = normalise(_resized(rgb, scale, resize), network)
-        cam, scores = _forward(network, torch.cat([images, images.flip(3)]))
+        pixels = _resized(rgb, scale, resize)
+        large = max_pixels and pixels.shape[1] * pixels.shape[2] > max_pixels
+        cam, scores = _tiled(network, pixels, max_pixels) if large else _whole(network, pixels)
         views.append(cam)
         logits.append(scores.unflatten(0, (2, -1)).sum(0))
     return Looks(views, (sum(logits) / (2 * len(scales))).cpu().numpy(), rgb.shape[1:3])
@@ -144,9 +160,28 @@ def normalise(rgb: np.ndarray, network: CamNetwork) -> Tensor:
     return (pixels - mean) / std
 
 
-def _forward(network: CamNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
+def _whole(network: CamNetwork, rgb: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Signed CAMs [2B,C,h,w] and logits [2B,C] of the pictures and of their mirror images."""
+    images = normalise(rgb, network)
+    return _scored(network, _cam(network, torch.cat([images, images.flip(3)])))
+
+
+def _tiled(network: CamNetwork, rgb: np.ndarray, max_pixels: int) -> tuple[Tensor, Tensor]:
+    def see(tile: np.ndarray) -> Tensor:
+        return _cam(network, normalise(tile[None], network))[0]
+
+    views = (tiled(see, picture, network.stride, max_pixels) for picture in (*rgb, *rgb[:, :, ::-1]))
+    return _scored(network, torch.stack([*views]))
+
+
+def _cam(network: CamNetwork, images: Tensor) -> Tensor:
     with torch.autocast(images.device.type, torch.bfloat16, enabled=network.bf16):
-        cam, logits = network.forward(images)
+        return network.cam(images)
+
+
+def _scored(network: CamNetwork, cam: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.autocast(cam.device.type, torch.bfloat16, enabled=network.bf16):
+        logits = network.scores(cam)
     return cam.float(), logits.float()
 
 

@@ -109,7 +109,12 @@ def foreground(task: Task) -> np.ndarray:
 
 def label_map(task: Task, probabilities: np.ndarray) -> np.ndarray:
     """The most probable plane's mask value in each pixel: uint8 [H,W]."""
-    return np.concatenate([[0], np.asarray(task.keys) + 1]).astype(np.uint8)[probabilities.argmax(0)]
+    return values(task)[probabilities.argmax(0)]
+
+
+def values(task: Task) -> np.ndarray:
+    """The mask value of each plane, uint8 [1+n]."""
+    return np.concatenate([[0], np.asarray(task.keys) + 1]).astype(np.uint8)
 
 
 def thresholded(task: Task) -> list[np.ndarray]:
@@ -119,9 +124,23 @@ def thresholded(task: Task) -> list[np.ndarray]:
 
 
 def finish(task: Task, probabilities: np.ndarray) -> Refined:
-    sure = surest_half(probabilities).astype(np.uint8) if task.walk else probabilities.max(0)
-    mask = sized(label_map(task, probabilities), task.size)
-    return Refined(encode_mask(mask, task.palette), encode_confidence(sized(sure, task.size)))
+    winners, sure = strongest(probabilities, task.size)
+    if task.walk:
+        sure = sized(surest_half(probabilities).astype(np.uint8), task.size)
+    return Refined(encode_mask(values(task)[winners], task.palette), encode_confidence(sure))
+
+
+def strongest(planes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the planes [K,h,w] is the highest in each pixel, and how high, at (height, width) `size`: they are
+    enlarged linearly, one at a time."""
+    if planes.shape[1:] == tuple(size):
+        return planes.argmax(0), planes.max(0)
+    winners, best = np.zeros(size, np.intp), np.full(size, -np.inf, np.float32)
+    for place, plane in enumerate(planes):
+        plane = cv2.resize(plane.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR)
+        higher = plane > best
+        winners[higher], best[higher] = place, plane[higher]
+    return winners, best
 
 
 def sized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -31,6 +31,7 @@ class CamPredictor:
     resize: Resize
     threshold: float
     long_side: int
+    max_pixels: int
     processes: int
     settings: dict[str, Any] = field(default_factory=dict)
     refinement: BoundaryNetwork | None = None  # with irn
@@ -42,7 +43,8 @@ class CamPredictor:
 
     def jobs(self, batch: Sequence[Loaded]) -> Iterator[CamJob]:
         palette = np.asarray(voc_palette(len(self.classes) + 1), np.uint8)
-        seen = look(self.network, np.stack([one.picture.rgb for one in batch]), self.scales, self.resize)
+        rgb = np.stack([one.picture.rgb for one in batch])
+        seen = look(self.network, rgb, self.scales, self.resize, self.max_pixels)
         likely = probabilities(seen.scores)
         tags = self._tags(batch, likely)
         walks = self._walks(batch, seen, tags) if self.refinement else [None] * len(batch)

@@ -20,14 +20,13 @@ def tiny_network() -> Callable[[dict[str, np.ndarray]], CamNetwork]:
 def network_of_case(case: dict[str, np.ndarray]) -> CamNetwork:
     w = {name[2:]: torch.from_numpy(array) for name, array in case.items() if name.startswith("w_")}
 
-    def forward(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def cam(images: torch.Tensor) -> torch.Tensor:
         x = F.conv2d(images, w["conv1a.weight"], stride=2, padding=1)
         x = F.conv2d(x, w["b2.conv.weight"], stride=2, padding=1).relu()
         x = F.conv2d(x, w["b3.conv.weight"], w["b3.conv.bias"], stride=2, padding=1).relu()
         x = F.conv2d(x, w["b7.conv.weight"]).relu()
         statistics = (w["bn7.running_mean"], w["bn7.running_var"], w["bn7.weight"], w["bn7.bias"])
         x = F.conv2d(F.batch_norm(x, *statistics).relu(), w["fc8.weight"]).relu()
-        cam = F.conv2d(x, w["fc9.weight"])[:, 1:]
-        return cam, cam.mean((2, 3))
+        return F.conv2d(x, w["fc9.weight"])[:, 1:]
 
-    return CamNetwork(forward, MEAN, STD)
+    return CamNetwork(cam, lambda cam: cam.mean((2, 3)), 8, MEAN, STD)

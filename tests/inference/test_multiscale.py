@@ -48,7 +48,7 @@ def test_scores_are_the_mean_logits_over_scales_and_flips(case, network):
     rgb = case["i0_rgb_u8"]
     result = multiscale_cam(network, rgb, case["i0_label"], scales=(0.5, 1))
     views = [torch.from_numpy(case[f"i0_scaled{index}"])[None] for index in range(4)]
-    expected = torch.stack([network.forward(view)[1][0] for view in views]).mean(0)
+    expected = torch.stack([network.scores(network.cam(view))[0] for view in views]).mean(0)
     np.testing.assert_allclose(result.scores, expected.numpy(), rtol=1e-4, atol=1e-6)
 
 
@@ -71,7 +71,9 @@ def test_our_models_background_channel_is_no_class():
     with torch.no_grad():
         head.fc8.weight.fill_(1)
         head.fc9.weight.copy_(torch.tensor([7.0, 1.0, 2.0]).reshape(3, 1, 1, 1))
-    cam, scores = network_of(backbone(), head).forward(torch.full((1, 1, 4, 5), 3.0))
+    network = network_of(backbone(), head)
+    cam = network.cam(torch.full((1, 1, 4, 5), 3.0))
+    scores = network.scores(cam)
     assert [plane.unique().item() for plane in cam[0]] == [3.0, 6.0]
     assert scores.shape == (1, 2)
 
@@ -84,5 +86,5 @@ def test_pictures_are_normalised_as_our_backbone_says():
 def backbone() -> torch.nn.Module:
     """Features are the images themselves."""
     module = torch.nn.Identity()
-    module.mean, module.std = (1.0, 2.0, 3.0), (4.0, 5.0, 6.0)
+    module.stride, module.mean, module.std = 1, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0)
     return module
