@@ -3,8 +3,12 @@
 import argparse
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 import kernels
 from kernels.dispatch import check_device
@@ -49,8 +53,9 @@ def main(arguments: list[str]) -> None:
     if not saved:
         print(f"model.weights: {models.starting_point(config.model, index.classes)}")
     make_folder(folder)
-    train(planned)
-    bring_results(planned)
+    with alone(folder):
+        train(planned)
+        bring_results(planned)
     if not all(job.folder.model.exists() for job in planned):
         print(f"stopped: {folder.path}; the same command goes on where it stopped")
         raise SystemExit(STOPPED)
@@ -109,6 +114,18 @@ def make_folder(folder: RunFolder) -> None:
     except OSError as error:
         raise UserError(
             f"run.root: {folder.path} cannot be made ({error.strerror}); give a folder that you may write to"
+        ) from None
+
+
+@contextmanager
+def alone(folder: RunFolder) -> Iterator[None]:
+    """While no other command trains this run: two would write into each other's checkpoints and metrics."""
+    try:
+        with FileLock(folder.path / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(
+            f"run.name: another ktse train works in {folder.path}; wait for its end, or give a new run.name"
         ) from None
 
 

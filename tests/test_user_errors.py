@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 import kernels
 from ktse_dist import evaluate, masks, report, train
@@ -182,6 +183,16 @@ def test_a_run_that_was_stopped_is_not_called_trained(files, capsys, monkeypatch
         run_main(train.main, command(f"{SMALL} run.name=stopped", files))
     assert stop.value.code == 143
     assert capsys.readouterr().out.splitlines()[-1].startswith("stopped: ")
+
+
+def test_a_run_that_another_command_trains_is_left_alone(files, capsys):
+    folder = files["runs"] / "taken"
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"), pytest.raises(SystemExit) as stop:
+        run_main(train.main, command(f"{SMALL} run.name=taken", files))
+    assert stop.value.code == 2
+    assert f"run.name: another ktse train works in {folder}" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
 def test_weights_mean_the_same_file_from_every_folder(files):

@@ -5,6 +5,8 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
+from ktse_dist.data.remote import NoRanges
+
 
 async def session(silence: float, **options: Any) -> aiohttp.ClientSession:
     """silence: seconds without a byte until a request fails. options: as aiohttp.ClientSession takes them."""
@@ -34,7 +36,7 @@ class Answer(aiohttp.ClientResponse):
             body += piece
             if len(body) > last + 1 - first or (self.status != 206 and first):
                 self.close()
-                raise ValueError("the server ignores ranges (HTTP 206), which are needed to read large files in parts")
+                raise NoRanges("the server ignores ranges (HTTP 206), which are needed to read large files in parts")
         return bytes(body)
 
 

@@ -30,6 +30,10 @@ SECRET = re.compile(r"(\w+://)(?:[^\s/@]*@)?([^\s?#'\"]*)(?:[?#][^\s'\"]*)?")
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 
 
+class NoRanges(ValueError):
+    """A server that sends whole files only."""
+
+
 class NotThere(UserError):
     """A file that is not at its address, or that we may not read."""
 
@@ -100,6 +104,8 @@ def is_absent(error: Exception) -> bool:
 def mend(error: Exception) -> str:
     if getattr(error, "status", None) == 416:  # it ends before the first byte that was asked for
         return "the copy there is cut short: upload the whole data set again"
+    if isinstance(error, NoRanges):
+        return "serve it with one that knows them, as nginx does and Python's http.server does not"
     return "see to the address and its access rights"
 
 

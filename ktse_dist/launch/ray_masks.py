@@ -25,6 +25,7 @@ from ktse_dist.data.pool import WorkerDied
 from ktse_dist.errors import UserError
 from ktse_dist.inference.generate import Unreadable
 from ktse_dist.inference.mask_shards import remove_partials
+from ktse_dist.launch.address import joins_cluster
 from ktse_dist.mask_work import Maker, Piece, Told, place
 from ktse_dist.run_folder import RunFolder, run_folder
 from ktse_dist.training.setup import prepare_process
@@ -61,7 +62,7 @@ def check_shared(folder: RunFolder, config: Config) -> None:
 def connect(config: Config) -> None:
     """Join the cluster of RAY_ADDRESS (set inside a submitted job), else start one on this machine for this process."""
     quiet = {"logging_level": "WARNING", "log_to_driver": False}  # what a worker has to say comes as its answer
-    if os.environ.get("RAY_ADDRESS"):
+    if joins_cluster():
         ray.init(**quiet)
         return
     found, workers = torch.cuda.device_count(), config.masks.workers

@@ -22,6 +22,7 @@ from ray.train.v2._internal.exceptions import (  # what worker_failures holds; n
 from ktse_dist.config import Config
 from ktse_dist.data.pool import WorkerDied
 from ktse_dist.errors import UserError
+from ktse_dist.launch.address import joins_cluster
 from ktse_dist.launch.board import Pulse, Warden, make_board
 from ktse_dist.launch.resize import SaveBeforeResize
 from ktse_dist.training.job import Job
@@ -168,7 +169,7 @@ def scaling(config: Config) -> ScalingConfig:
 
 def connect(config: Config) -> None:
     """Join the cluster of RAY_ADDRESS (set inside a submitted job), else start one on this machine for this process."""
-    if os.environ.get("RAY_ADDRESS"):
+    if joins_cluster():
         ray.init(logging_level="WARNING")
     else:
         cores = max(os.cpu_count() or 1, config.ray.most * config.ray.threads)

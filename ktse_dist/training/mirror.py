@@ -39,7 +39,8 @@ class Mirror:
             whole = checkpoint.whole(self.checkpoints.names())
             wanted = checkpoint.steps(whole)[-1:] + [name for name in (folder.phase1.name,) if phase1 and name in whole]
             for local in folder.checkpoints.glob("*"):
-                if local.name not in wanted:
+                being_written = local.name.startswith(checkpoint.UNFINISHED)  # by another process; a save clears them
+                if local.name not in wanted and not being_written:
                     shutil.rmtree(local)
             for name in wanted:
                 bring_checkpoint(self.checkpoints, name, folder.checkpoints)

@@ -123,6 +123,14 @@ def test_what_is_at_the_address_counts_and_not_what_a_machine_still_has(here, el
     assert checkpoint.load(checkpoint.latest(here.checkpoints)).state == {"step": 3}
 
 
+def test_looking_at_a_run_leaves_the_checkpoint_that_another_process_writes(here):
+    write(here, 1)
+    with checkpoint.new_directory(here.checkpoints, "step-00000002") as unfinished:
+        (unfinished / "weights.safetensors").touch()
+        bring(here)
+        assert (unfinished / "weights.safetensors").exists()
+
+
 def test_the_last_k_steps_and_phase1_stay_at_the_address(bucket, here):
     write(here, 1, name="phase1")
     write(here, 1, 2, 3, 4)

@@ -203,3 +203,13 @@ def test_a_killed_writer_leaves_the_last_good_checkpoint(tmp_path):
 @pytest.mark.slow
 def test_a_writer_killed_at_each_of_its_write_points_leaves_the_last_good_checkpoint(tmp_path):
     assert check_kills(tmp_path, range(1, POINTS)) >= 30
+
+
+def test_weights_that_are_no_numbers_are_not_written(folder):
+    wild = snapshot(2)._replace(weights={"w": torch.tensor([1.0, float("nan")])})
+    told = pytest.raises(UserError, match=r"weights of step-00000002 are no finite numbers.*lower the learning")
+    with told, Writer(folder, 1, None) as writer:
+        writer.begin(["step-00000001"], snapshot(1))
+        writer.wait()
+        writer.begin(["step-00000002"], wild)
+    assert names(folder) == ["step-00000001"]
