@@ -26,7 +26,7 @@ from ktse_dist.training import checkpoint
 from ktse_dist.training.loop import run
 
 KEYS = ["data.crop=64", "train.batch=[[0,4]]", "train.epochs=3", "train.phase1_epochs=1", "train.log_steps=1"]
-KEYS += ["segment.scales=[0.5]", "masks.processes=0"]
+KEYS += ["segment.networks=2", "segment.sure=0.95", "segment.scales=[0.5]", "masks.processes=0"]
 KEYS += ["model.weights=imagenet"]  # the run itself was never trained
 
 
@@ -102,7 +102,7 @@ def test_a_mistake_is_one_line(masked_run, keys, said):
 def test_the_small_network_starts_from_what_the_run_has_learnt(masked_run):
     learnt = new_backbone(Network()).state_dict()
     save_model(masked_run.model, {f"backbone.{name}": tensor for name, tensor in learnt.items()}, Network(), [])
-    job = segment.job_of(masked_run, segment.stage2(masked_run, []))
+    job = segment.job_of(masked_run, segment.stage2(masked_run, ["segment.networks=2"]))
     networks = job.task.module(job.config, Index.open(job.config.data.path, "train")).networks
     for network in networks:
         assert all(torch.equal(tensor, learnt[name]) for name, tensor in network.backbone.state_dict().items())

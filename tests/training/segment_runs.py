@@ -14,7 +14,7 @@ from ktse_dist.training.loop import run
 from ktse_dist.training.setup import prepare_process
 
 KEYS = ["data.crop=64", "train.batch=[[0,4]]", "train.epochs=4", "train.phase1_epochs=2", "segment.sure=0.2"]
-KEYS += ["model.weights=imagenet"]  # the run itself was never trained
+KEYS += ["segment.networks=2", "model.weights=imagenet"]  # the run itself was never trained
 
 
 class Rank:
