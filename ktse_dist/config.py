@@ -330,7 +330,8 @@ class Segment(Model):
 
     networks: Literal[1, 2] = 2  # two teach each other where the masks are not trusted
     trusted: float = Field(0.5, gt=0, le=1)  # share of a class's pixels in a mask, the surest ones, whose label counts
-    sure: float = Field(0.95, gt=0, lt=1)  # probability from which the networks' own answer is a label
+    # probability from which the networks' own answer is a label; None: it never is, and all epochs are the warm-up
+    sure: float | None = Field(0.95, gt=0, lt=1)
     mix: float = Field(0.5, ge=0, le=1)  # share of the pictures that get objects of another one pasted in
     boundary_weight: float = Field(0.2, ge=0)  # more loss along the edges of what was pasted
     colour: bool = True  # change colours at random

@@ -46,10 +46,12 @@ SEGMENT: dict[str, Any] = {
     "train": {"batch": [[0, 16]], "epochs": 100, "phase1_epochs": 2, "baseline": False, "micro_batch": None},
 }
 
-# What differs where the run's own backbone is the small one, for a few CPU cores: its crops, and fewer epochs.
+# What differs where the run's own backbone is the small one, for a few CPU cores: its crops and weights (segment.py),
+# small batches and a fast head, for there are a few hundred steps and not tens of thousands.
 SEGMENT_SMALL: dict[str, Any] = {
     "model": {"backbone": "efficientnet_lite0", "output_stride": 16},
-    "train": {"epochs": 12},
+    "optimiser": {"phase1": {"head_rate": 4.0}, "phase2": {"head_rate": 4.0}, "warmup_steps": 20},
+    "train": {"batch": [[0, 8]], "epochs": 8},
 }
 
 PRESETS = {"published": PUBLISHED, "corrected": CORRECTED}

@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help=about)
     options = parser.parse_args(arguments)
     folder = RunFolder(options.run.absolute())
-    config = stage2(folder.read_config(), options.overrides)
+    config = stage2(folder, options.overrides)
     start_logging()
     job = job_of(folder, config)
     check_installed(config)
@@ -63,11 +63,14 @@ def main(arguments: list[str]) -> None:
     print(f"{network_line(found)}\nnetwork: {job.folder.model}\nits masks of val: {job.folder.masks}")
 
 
-def stage2(run: Config, overrides: list[str]) -> Config:
+def stage2(folder: RunFolder, overrides: list[str]) -> Config:
     """The run's own config under the published stage 2, or its small form where the run's backbone is the small one.
 
-    Overrides win over both. UserError for a key that may not be set here, and for values that do not go together.
+    The small form starts from the run's own network: it knows the classes already, ImageNet's has to learn them from a
+    few masks. Overrides win over both. UserError for a key that may not be set here, and for values that do not go
+    together.
     """
+    run = folder.read_config()
     for text in overrides:
         key = text.partition("=")[0]
         if key.partition(".")[0] not in SECTIONS and key not in KEYS:
@@ -75,7 +78,8 @@ def stage2(run: Config, overrides: list[str]) -> Config:
     base = run.model_dump(by_alias=True)
     preset = SEGMENT
     if run.model.backbone == SMALL:
-        preset = merge(SEGMENT, {"data": {"crop": run.data.crop}}, SEGMENT_SMALL)
+        own = {"data": {"crop": run.data.crop}, "model": {"weights": folder.model}}
+        preset = merge(SEGMENT, SEGMENT_SMALL, own)
     config = validate(merge(base, preset, *(parse_override(text) for text in overrides)))
     check_batch(config)
     if config.train.recompute and config.model.backbone in ("resnet50", "resnet101"):

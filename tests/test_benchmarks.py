@@ -260,3 +260,22 @@ def test_masks_of_one_worker_of_two_and_after_a_kill_are_the_same_files(script, 
     _, last = printed(capsys)
     assert last["figures"]["files_that_differ"] == last["figures"]["shards_made_twice"] == 0
     assert last["figures"]["workers_x"] > 0 and last["figures"]["command_x"] > 0
+
+
+@pytest.mark.parametrize(("network", "holds"), [(44.0, True), (39.0, False)])
+def test_stages_are_told_as_means_over_seeds_and_a_row_that_is_there_is_not_made_again(
+    script, capsys, monkeypatch, tmp_path, network, holds
+):
+    stages = script("stages")
+    row = dict.fromkeys(stages.COLUMNS, "x") | dict.fromkeys(stages.SCORES, 40.0) | {"irn_val": 50.0}
+    for seed in (1, 2):
+        stages.append(tmp_path / "stages.csv", stages.COLUMNS, row | {"seed": seed, "network_final": network})
+    monkeypatch.setattr("sys.argv", ["stages.py", "--results", str(tmp_path), "--seeds", "1", "2"])
+    stages.main()
+    _, last = printed(capsys)
+    assert last["figures"]["masks_gain"] == 10 and last["figures"]["network_gain"] == network - 40
+    assert last["holds"] is holds
+
+
+def test_stages_without_a_row_hold_nothing(script):
+    assert script("stages").summary([])["holds"] is False

@@ -14,16 +14,20 @@ import torch
 from safetensors.torch import load_file
 
 from ktse_dist import segment
+from ktse_dist.config import Network
 from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError
 from ktse_dist.inference.mask_shards import MaskIndex
+from ktse_dist.models import new_backbone
 from ktse_dist.models.segmenter import load_segmenter
+from ktse_dist.models.weights import save_model
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training import checkpoint
 from ktse_dist.training.loop import run
 
 KEYS = ["data.crop=64", "train.batch=[[0,4]]", "train.epochs=3", "train.phase1_epochs=1", "train.log_steps=1"]
-KEYS += ["segment.scales=[0.5]", "masks.processes=0"]
+KEYS += ["segment.networks=2", "segment.sure=0.95", "segment.scales=[0.5]", "masks.processes=0"]
+KEYS += ["model.weights=imagenet"]  # the run itself was never trained
 
 
 def call(folder: RunFolder, *more: str) -> None:
@@ -66,7 +70,7 @@ class Interrupted:
 
 @pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_stopped_stage_goes_on_to_the_same_weights(masked_run, count):
-    config = segment.stage2(masked_run.read_config(), [*KEYS, f"segment.networks={count}", "segment.sure=0.2"])
+    config = segment.stage2(masked_run, [*KEYS, f"segment.networks={count}", "segment.sure=0.2"])
     whole = segment.job_of(masked_run, config)
     parts = replace(whole, folder=RunFolder(masked_run.path / "parts"))
     run(whole, Interrupted(-1))
@@ -93,6 +97,16 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(masked_run, count):
 def test_a_mistake_is_one_line(masked_run, keys, said):
     with pytest.raises(UserError, match=said.replace("[", r"\[")):
         call(masked_run, *keys)
+
+
+def test_the_small_network_starts_from_what_the_run_has_learnt(masked_run):
+    learnt = new_backbone(Network()).state_dict()
+    save_model(masked_run.model, {f"backbone.{name}": tensor for name, tensor in learnt.items()}, Network(), [])
+    job = segment.job_of(masked_run, segment.stage2(masked_run, ["segment.networks=2"]))
+    networks = job.task.module(job.config, Index.open(job.config.data.path, "train")).networks
+    for network in networks:
+        assert all(torch.equal(tensor, learnt[name]) for name, tensor in network.backbone.state_dict().items())
+    assert not torch.equal(networks[0].aspp.c0.weight, networks[1].aspp.c0.weight)
 
 
 def test_missing_masks_are_named(masked_run):

@@ -34,7 +34,8 @@ class CoTraining(nn.Module):
     """DeepLabs with the losses around them; one alone learns from the masks and its own confident answers.
 
     `forward(batch, phase)`: phase 1 is the warm-up, phase 2 replaces masks of mixed pictures by what the networks
-    themselves are sure of. Every loss is this rank's share of the global batch's. Every rank makes the same calls.
+    themselves are sure of (unless config.sure is None). Every loss is this rank's share of the global batch's. Every
+    rank makes the same calls.
     """
 
     def __init__(self, networks: Sequence[nn.Module], config: Segment, precision: str = "fp32"):
@@ -44,7 +45,7 @@ class CoTraining(nn.Module):
 
     def forward(self, batch: MaskedBatch, phase: int) -> Losses:
         levels = batch.images.to(torch.float32, memory_format=torch.channels_last)
-        mixed = self._mix(levels, batch, phase)
+        mixed = self._mix(levels, batch, phase if self.config.sure else 1)
         images = recolour(mixed.scene.images, batch.keys, COLOUR) if self.config.colour else mixed.scene.images
         logits = self._logits(images)
         average_statistics(self)

@@ -105,6 +105,12 @@ def test_a_step_reaches_every_parameter_and_repeats_bit_by_bit(count, phase):
         assert first == again
 
 
+def test_answers_that_are_never_labels_leave_the_warm_up_as_it_is():
+    module = CoTraining([Tiny()], Segment(networks=1, sure=None))
+    first, second = (module(tiny_batch(), phase)["total"] for phase in (1, 2))
+    assert torch.equal(first, second)
+
+
 def test_one_network_has_no_partner_to_learn_from():
     module = CoTraining([Tiny()], Segment(networks=1))
     assert module(tiny_batch(), 2).keys() == {"ce1", "total"}

@@ -14,6 +14,7 @@ from ktse_dist.training.loop import run
 from ktse_dist.training.setup import prepare_process
 
 KEYS = ["data.crop=64", "train.batch=[[0,4]]", "train.epochs=4", "train.phase1_epochs=2", "segment.sure=0.2"]
+KEYS += ["segment.networks=2", "model.weights=imagenet"]  # the run itself was never trained
 
 
 class Rank:
@@ -38,7 +39,7 @@ def train(rank: int, world: int, folder: Path, out: Path, jobs: list[str], port:
     made = RunFolder(folder)
     for job in jobs:
         name, _, keys = job.partition(":")
-        config = segment.stage2(made.read_config(), [*KEYS, f"ray.workers={world}", *keys.split(",")])
+        config = segment.stage2(made, [*KEYS, f"ray.workers={world}", *keys.split(",")])
         run(replace(segment.job_of(made, config), folder=RunFolder(out / name)), Rank(rank, world))
     if world > 1:
         dist.barrier()
