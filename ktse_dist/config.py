@@ -196,10 +196,15 @@ class Optimiser(Model):
     floor: float | None = Field(None, ge=0, le=1)  # what the learning rate does not fall below; None: 0
 
 
+def schedule(batch: Any) -> Any:
+    return [[0, batch]] if isinstance(batch, int) and not isinstance(batch, bool) else batch
+
+
 class Train(Model):
     """How long, how large, how often."""
 
-    batch: tuple[tuple[int, int], ...] = ((0, 16),)  # (from epoch, pictures in the global batch)
+    # (from epoch, pictures in the global batch); a number is that of all epochs
+    batch: Annotated[tuple[tuple[int, int], ...], BeforeValidator(schedule)] = ((0, 16),)
     epochs: int = Field(40, ge=1, le=10_000)
     phase1_epochs: int = Field(10, ge=0)  # classification only, before KTSE's losses start
     # pictures that a worker sends through the network at once, against a lack of memory; None: its part of the batch

@@ -125,7 +125,7 @@ def alone(folder: RunFolder) -> Iterator[None]:
             yield
     except Timeout:
         raise UserError(
-            f"run.name: another ktse train works in {folder.path}; wait for its end, or give a new run.name"
+            f"{folder.path}: another command trains there; wait for its end, or give a new run.name"
         ) from None
 
 

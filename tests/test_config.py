@@ -66,6 +66,7 @@ def test_values_of_overrides_are_yaml():
 
 
 def test_the_batch_size_follows_its_schedule():
+    assert load_config(None, ["train.batch=8"]).train.batch == ((0, 8),)
     train = load_config(None, ["train.batch=[[0,8],[3,16]]"]).train
     assert [train.batch_size(epoch) for epoch in (0, 2, 3, 6)] == [8, 8, 16, 16]
 
