@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from kernels.ops.transfer import eager
+from ktse_dist.config_file import load_config
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 TINY = ["--quick", "--device", "cpu", "--pictures", "2", "--size", "64", "--seconds", "0.01"]
@@ -275,6 +277,25 @@ def test_stages_are_told_as_means_over_seeds_and_a_row_that_is_there_is_not_made
     _, last = printed(capsys)
     assert last["figures"]["masks_gain"] == 10 and last["figures"]["network_gain"] == network - 40
     assert last["holds"] is holds
+
+
+@pytest.mark.slow
+def test_a_seed_goes_through_all_stages_to_one_row(script, monkeypatch, tmp_path, untrained_run):
+    pytest.importorskip("pydensecrf")
+    run, stages = untrained_run("run", "engine.name=torch", train=9, val=2), script("stages")
+    irn = ["masks.irn.crop=96", "masks.irn.batch=2", "masks.irn.epochs=1", "masks.irn.lr=0.01"]
+    settings = [*irn, "masks.refine=crf", "masks.pictures.train=4"]
+    monkeypatch.setattr(stages, "config_of", lambda *key: load_config(run / "config.yaml", [*settings, *key[3:]]))
+    source = tmp_path / "seed-1" / "corrected" / stages.FULL
+    source.mkdir(parents=True)
+    shutil.copyfile(run / "model.safetensors", source / "model.safetensors")
+    keys = ["data.crop=64", "train.batch=[[0,4]]", "train.epochs=1", "train.phase1_epochs=1"]
+    row = stages.row_of(tmp_path, 1, 8, keys)
+    assert row.keys() == set(stages.COLUMNS)
+    assert all(0 <= row[score] <= 100 for score in (*stages.SCORES, *stages.TRAIN_SCORES))
+    assert all(row[f"{stage}_s"] > 0 for stage in stages.SECONDS)
+    again = stages.row_of(tmp_path, 1, 8, keys)
+    assert again | {"date": row["date"]} == row  # nothing is made twice
 
 
 def test_stages_without_a_row_hold_nothing(script):
