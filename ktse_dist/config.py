@@ -217,7 +217,7 @@ class Train(Model):
     keep: int = Field(2, ge=1)  # latest checkpoints kept
     log_steps: int = Field(10, ge=1)
     grace_seconds: int = Field(30, ge=2, le=3600)  # from SIGTERM to the end; clouds give 30 s to 2 minutes
-    hang_seconds: int = Field(900, ge=5, le=86_400)  # without a step: above the first step's compiling and fetching
+    hang_seconds: int = Field(900, ge=5, le=86_400)  # without a step; 3 times that for the first, which compiles
 
     @model_validator(mode="after")
     def _consistent(self) -> "Train":

@@ -28,6 +28,7 @@ from ktse_dist.launch.resize import SaveBeforeResize
 from ktse_dist.training.job import Job
 from ktse_dist.training.loop import run
 from ktse_dist.training.setup import STOPPED, prepare_process
+from ktse_dist.training.watchdog import FIRST_STEP
 
 log = logging.getLogger("ktse")
 
@@ -118,7 +119,7 @@ class WatchedContext(RayContext):
 
 def collective_seconds(config: Config) -> int:
     """The longest that a rank waits for the others: later than the watchdog, which can tell who is at fault."""
-    return 2 * config.train.hang_seconds
+    return (FIRST_STEP + 1) * config.train.hang_seconds
 
 
 def train_with_ray(jobs: list[Job]) -> None:

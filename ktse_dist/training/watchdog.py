@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+FIRST_STEP = 3  # times the usual limit, for what only the first step after a start has to do: fetch, compile
+
 
 @dataclass
 class Life:
@@ -15,7 +17,11 @@ class Life:
 
 
 class Watch:
-    """Told by the ranks, asked by the watchdog. limit: seconds without a finished step that count as hanging."""
+    """Told by the ranks, asked by the watchdog.
+
+    limit: seconds without a finished step that count as hanging; before the first one of a process FIRST_STEP times as
+    many, as long as it gives signs of life.
+    """
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
@@ -37,13 +43,17 @@ class Watch:
         A rank that hangs stops all others within a step: those that still give signs of life only wait for it. Where
         all give them, the ranks that are furthest behind are at fault.
         """
-        stuck = {rank: life for rank, life in self._ranks.items() if now - life.moved >= self._limit}
+        stuck = {rank: life for rank, life in self._ranks.items() if self._is_stuck(life, now)}
         if not stuck:
             return {}
         silent = {rank for rank, life in stuck.items() if now - life.seen >= self._limit / 2}
         behind = min(life.step for life in stuck.values())
         guilty = silent or {rank for rank, life in stuck.items() if life.step == behind}
         return {rank: self._line(rank, stuck[rank], now) for rank in sorted(guilty)}
+
+    def _is_stuck(self, life: Life, now: float) -> bool:
+        patience = self._limit if life.step else FIRST_STEP * self._limit
+        return now - life.moved >= patience or now - life.seen >= self._limit
 
     def _line(self, rank: int, life: Life, now: float) -> str:
         return (

@@ -33,7 +33,7 @@ def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(training, calm
 
 
 def test_a_rank_that_hangs_is_named_and_the_run_recovers(training, calm):
-    run = training("hung").start("train.hang_seconds=25")
+    run = training("hung").start("train.hang_seconds=15")
     run.until_step(6)
     stopped = run.ranks()[-1]
     stopped.send_signal(signal.SIGSTOP)

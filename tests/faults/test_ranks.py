@@ -25,7 +25,7 @@ class Night:
 
 @pytest.fixture(scope="module")
 def night(tmp_path_factory, data, calm, cluster) -> Iterator[Night]:
-    run = Training(tmp_path_factory.mktemp("night"), data, "night", cluster.address).start("train.hang_seconds=20")
+    run = Training(tmp_path_factory.mktemp("night"), data, "night", cluster.address).start("train.hang_seconds=12")
     try:
         run.until_step(5)
         run.ranks()[-1].send_signal(signal.SIGKILL)

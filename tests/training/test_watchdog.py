@@ -33,6 +33,13 @@ def test_the_process_that_replaces_a_rank_has_its_whole_time():
     assert found.hanging(12) == {}
 
 
+def test_the_first_step_of_a_process_has_longer_while_it_lives():
+    alive = watch((0, 0, 0), (1, 0, 0), (0, 0, 29), (1, 0, 29))
+    assert alive.hanging(29) == {}
+    assert list(alive.hanging(30)) == [0, 1]
+    assert list(watch((0, 0, 0), (1, 0, 0), (0, 0, 9)).hanging(10)) == [1]
+
+
 def test_the_last_step_is_known_after_a_crash(tmp_path):
     folder = RunFolder(tmp_path)
     assert last_step(folder) is None
