@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ktse_dist import models
-from ktse_dist.config import Engine as EngineConfig
-from ktse_dist.config import Network
+from ktse_dist.config.method import Network
+from ktse_dist.config.training import Engine as EngineConfig
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training import checkpoint
 from ktse_dist.training.engine import Engine, build_engine

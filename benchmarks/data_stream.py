@@ -27,7 +27,7 @@ import webdataset as wds
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ktse_dist.config import Data
+from ktse_dist.config.data import Data
 from ktse_dist.data.augment import augment, draw
 from ktse_dist.data.decode import decode_jpeg
 from ktse_dist.data.index import MAGIC, Index

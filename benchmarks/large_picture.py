@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from ktse_dist import models
-from ktse_dist.config import Network
+from ktse_dist.config.method import Network
 from ktse_dist.config_file import load_config
 from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index

@@ -26,7 +26,7 @@ import numpy as np
 import simplejpeg
 import torch
 
-from ktse_dist.config import Data
+from ktse_dist.config.data import Data
 from ktse_dist.data.index import Index
 from ktse_dist.data.pack.writer import Sample, new_dataset, write_about, write_split
 from ktse_dist.data.remote_set import locate

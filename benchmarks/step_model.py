@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ktse_dist import models
-from ktse_dist.config import Network
+from ktse_dist.config.method import Network
 
 FP32 = 4  # bytes; weights and gradients are fp32 in every precision (bf16 is the module's own autocast)
 STRIDE = {"efficientnet_lite0": 16, "resnet38d": 8}

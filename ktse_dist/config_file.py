@@ -11,7 +11,8 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
-from ktse_dist.config import Config, Model
+from ktse_dist.config import Config
+from ktse_dist.config.base import Model
 from ktse_dist.errors import UserError
 from ktse_dist.presets import PRESETS
 

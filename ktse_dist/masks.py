@@ -16,7 +16,8 @@ from typing import get_args
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ktse_dist.config import Config, Masks
+from ktse_dist.config import Config
+from ktse_dist.config.stages import Masks
 from ktse_dist.config_file import merge, parse_override, validate
 from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError, run_main

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ktse_dist.config import Segment
+from ktse_dist.config.stages import Segment
 from ktse_dist.data.pool import WorkerDied
 from ktse_dist.data.search import find_pictures
 from ktse_dist.data.tag_file import read_tags

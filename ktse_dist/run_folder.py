@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ktse_dist.config import ROOT_ALLOWED, WRITABLE, Config, without_secrets
+from ktse_dist.config import Config
+from ktse_dist.config.base import ROOT_ALLOWED, WRITABLE, without_secrets
 from ktse_dist.config_file import load_config, to_yaml
 from ktse_dist.errors import UserError
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from ktse_dist.config import Config, Model
+from ktse_dist.config import Config
+from ktse_dist.config.base import Model
 from ktse_dist.config_file import explain, merge, over_preset, parse_override, read_given, validate
 from ktse_dist.errors import UserError
 

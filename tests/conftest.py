@@ -57,7 +57,7 @@ def untrained_run(tmp_path_factory) -> Callable[..., Path]:
         from torch import nn
 
         from ktse_dist import models
-        from ktse_dist.config import Network
+        from ktse_dist.config.method import Network
         from ktse_dist.config_file import load_config
         from ktse_dist.data.pack.writer import new_dataset, write_about, write_split
         from ktse_dist.models.weights import save_model

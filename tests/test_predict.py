@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from ktse_dist import masks, models, predict
-from ktse_dist.config import Network
+from ktse_dist.config.method import Network
 from ktse_dist.config_file import load_config
 from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from ktse_dist import export, predict
-from ktse_dist.config import Network
+from ktse_dist.config.method import Network
 from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.pack import voc
 from ktse_dist.errors import UserError

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from ktse_dist import segment
-from ktse_dist.config import Network
+from ktse_dist.config.method import Network
 from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError
 from ktse_dist.inference.mask_shards import MaskIndex

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from ktse_dist.config import Cache as Settings
+from ktse_dist.config.data import Cache as Settings
 from ktse_dist.errors import UserError
 
 GIGABYTE = 10**9

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ktse_dist.config import Data
+from ktse_dist.config.data import Data
 from ktse_dist.data import keyed
 from ktse_dist.data.augment import Crop, augment, augment_labels, draw
 from ktse_dist.data.bad_samples import Replaced

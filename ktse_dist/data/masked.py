@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ktse_dist.config import Data, Segment
+from ktse_dist.config.data import Data
+from ktse_dist.config.stages import Segment
 from ktse_dist.data import keyed
 from ktse_dist.data.bad_samples import Replaced
 from ktse_dist.data.decode import decode_mask

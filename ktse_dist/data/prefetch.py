@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ktse_dist.config import Data
+from ktse_dist.config.data import Data
 from ktse_dist.data.cache import GIGABYTE
 from ktse_dist.data.index import Index, Shard
 from ktse_dist.data.order import deal

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ktse_dist.config import Data
+from ktse_dist.config.data import Data
 from ktse_dist.data.cache import Cache
 from ktse_dist.data.index import ATTRIBUTION, HEADER, RECORD, Shard, parse_dataset
 from ktse_dist.data.remote import NotThere, Remote

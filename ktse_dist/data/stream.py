@@ -13,7 +13,7 @@ import torch
 import webdataset as wds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ktse_dist.config import Data
+from ktse_dist.config.data import Data
 from ktse_dist.data import keyed
 from ktse_dist.data.augment import Crop, augment, draw
 from ktse_dist.data.bad_samples import Replaced

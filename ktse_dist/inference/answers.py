@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ktse_dist.config import Segment
+from ktse_dist.config.stages import Segment
 from ktse_dist.data.decode import BadSample
 from ktse_dist.data.index import Index
 from ktse_dist.data.pool import ordered_map

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ktse_dist.config import Masks
+from ktse_dist.config.stages import Masks
 from ktse_dist.data.index import Index
 from ktse_dist.data.pool import ordered_map
 from ktse_dist.evaluation.miou import Confusion

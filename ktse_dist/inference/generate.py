@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ktse_dist.config import Masks
+from ktse_dist.config.stages import Masks
 from ktse_dist.data.augment import Resize, resize_picture, target_size
 from ktse_dist.data.decode import BadSample
 from ktse_dist.data.index import Index

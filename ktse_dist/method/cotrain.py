@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ktse_dist.config import Segment
+from ktse_dist.config.stages import Segment
 from ktse_dist.method import mixing
 from ktse_dist.method.batch import MaskedBatch
 from ktse_dist.method.colour import recolour

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 import kernels
-from ktse_dist.config import Method
+from ktse_dist.config.method import Method
 from ktse_dist.method.batch import Batch
 from ktse_dist.method.losses import (
     classification_loss,

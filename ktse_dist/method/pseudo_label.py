@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
-from ktse_dist.config import PseudoLabel
+from ktse_dist.config.method import PseudoLabel
 
 IGNORE = 255
 

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ktse_dist.config import Network
+from ktse_dist.config.method import Network
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.models import new_backbone
 from ktse_dist.models.cam_head import CamHead

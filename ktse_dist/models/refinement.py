@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ktse_dist.config import Network
+from ktse_dist.config.method import Network
 from ktse_dist.errors import UserError
 from ktse_dist.models import new_backbone, pretrained
 from ktse_dist.models.refinement_head import RefinementHead

@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from ktse_dist.config import Network
+from ktse_dist.config.method import Network
 from ktse_dist.errors import UserError
 from ktse_dist.models import build_deeplab
 from ktse_dist.models.deeplab import DeepLab

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ktse_dist.config import Network
+from ktse_dist.config.method import Network
 from ktse_dist.errors import UserError
 from ktse_dist.models import new_backbone
 from ktse_dist.models.cam_head import CamHead

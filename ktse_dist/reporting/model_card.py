@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ktse_dist.config import Cache, Config
+from ktse_dist.config import Config
+from ktse_dist.config.data import Cache
 from ktse_dist.config_file import to_yaml
 from ktse_dist.data.index import Index
 from ktse_dist.provenance import git_revision, versions

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from itertools import accumulate
 
-from ktse_dist.config import Config, Phase
+from ktse_dist.config import Config
+from ktse_dist.config.training import Phase
 from ktse_dist.errors import UserError
 from ktse_dist.training.optim import poly
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from ktse_dist.config import Data
+from ktse_dist.config.data import Data
 from ktse_dist.data.index import Index
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.data.remote_set import locate

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ktse_dist.config import Data
+from ktse_dist.config.data import Data
 from ktse_dist.data.bad_samples import FEW, BadSamples, Replaced
 from ktse_dist.data.index import Index
 from ktse_dist.data.order import epoch_order

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from ktse_dist.config import Data
+from ktse_dist.config.data import Data
 from ktse_dist.data.index import HEADER, RECORD, Index
 from ktse_dist.data.order import epoch_order
 from ktse_dist.data.pack.mask_png import mask_png

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from ktse_dist.config import Data
+from ktse_dist.config.data import Data
 from ktse_dist.data.augment import Draw, augment_labels
 from ktse_dist.data.index import Index
 from ktse_dist.data.labelled import labelled

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from ktse_dist.config import Data
+from ktse_dist.config.data import Data
 from ktse_dist.config_file import load_config
 from ktse_dist.data.index import Index
 from ktse_dist.data.reader import Reader

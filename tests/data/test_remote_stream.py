@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from ktse_dist.config import Data
+from ktse_dist.config.data import Data
 from ktse_dist.data import cache
 from ktse_dist.data.index import Index
 from ktse_dist.data.prefetch import check_room, room_for_shards, turns

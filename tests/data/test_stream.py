@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ktse_dist.config import Data
+from ktse_dist.config.data import Data
 from ktse_dist.data import keyed
 from ktse_dist.data.index import Index
 from ktse_dist.data.order import epoch_order

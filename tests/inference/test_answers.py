@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ktse_dist.config import Segment
+from ktse_dist.config.stages import Segment
 from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index
 from ktse_dist.data.pack.stickers import pack_stickers

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import webdataset as wds
 
-from ktse_dist.config import Masks
+from ktse_dist.config.stages import Masks
 from ktse_dist.data.index import Entry, Index, encode_index
 from ktse_dist.data.palette import voc_palette
 from ktse_dist.errors import UserError

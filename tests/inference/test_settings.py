@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ktse_dist.config import Masks
+from ktse_dist.config.stages import Masks
 from ktse_dist.errors import UserError
 from ktse_dist.inference.settings import keep_settings, kept_settings
 

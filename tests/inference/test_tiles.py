@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ktse_dist import models
-from ktse_dist.config import Network
+from ktse_dist.config.method import Network
 from ktse_dist.inference.multiscale import CamNetwork, look, network_of
 from ktse_dist.inference.tiles import ALIGN, OVERLAP, largest, spans, tiled
 

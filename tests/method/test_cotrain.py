@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ktse_dist.config import Segment
+from ktse_dist.config.stages import Segment
 from ktse_dist.method.batch import MaskedBatch
 from ktse_dist.method.cotrain import CoTraining, Mixed, mix, step_losses
 from ktse_dist.method.mixing import Scene, classes_in, confident

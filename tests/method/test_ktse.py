@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ktse_dist.config import Detach, Erasing, Method, PseudoLabel, Transfer
+from ktse_dist.config.method import Detach, Erasing, Method, PseudoLabel, Transfer
 from ktse_dist.method.batch import Batch
 from ktse_dist.method.ktse import KTSE
 from ktse_dist.models.cam_head import CamHead

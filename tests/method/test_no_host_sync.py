@@ -19,7 +19,8 @@ from kernels.ops.segmentation import function as segmentation
 from kernels.ops.transfer import eager as transfer_eager
 from kernels.ops.transfer import function as transfer
 from ktse_dist import models
-from ktse_dist.config import Network, Segment
+from ktse_dist.config.method import Network
+from ktse_dist.config.stages import Segment
 from ktse_dist.config_file import load_config
 from ktse_dist.method.batch import Batch, MaskedBatch
 from ktse_dist.method.cotrain import CoTraining

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ktse_dist.config import PseudoLabel
+from ktse_dist.config.method import PseudoLabel
 from ktse_dist.method.pixels import denormalise
 from ktse_dist.method.pseudo_label import at_half_size, pseudo_labels, resize
 

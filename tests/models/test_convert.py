@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ktse_dist.config import Network
+from ktse_dist.config.method import Network
 from ktse_dist.errors import UserError
 from ktse_dist.models import new_backbone
 from ktse_dist.models.convert import convert, read_state, renamed

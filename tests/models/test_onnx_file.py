@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ktse_dist.config import Network
+from ktse_dist.config.method import Network
 from ktse_dist.errors import UserError
 from ktse_dist.inference.segmentation import SegmentationNetwork, segmented
 from ktse_dist.models import build_deeplab

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ktse_dist.config import Network
+from ktse_dist.config.method import Network
 from ktse_dist.models import build
 from ktse_dist.models.recompute import recompute_blocks
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ktse_dist.config import Network
+from ktse_dist.config.method import Network
 from ktse_dist.errors import UserError
 from ktse_dist.models.efficientnet_lite import EfficientNetLite0
 from ktse_dist.models.refinement import build_refinement, load_refinement, save_refinement

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from ktse_dist import models
 from ktse_dist.cli import dispatch
-from ktse_dist.config import Network
+from ktse_dist.config.method import Network
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.errors import run_main
 from ktse_dist.models.resnet import ResNet

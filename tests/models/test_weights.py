@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ktse_dist.config import Network
+from ktse_dist.config.method import Network
 from ktse_dist.config_file import load_config
 from ktse_dist.errors import UserError
 from ktse_dist.models import build, starting_point

@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from ktse_dist import models
-from ktse_dist.config import Network
+from ktse_dist.config.method import Network
 
 
 @pytest.mark.slow

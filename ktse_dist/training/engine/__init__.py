@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ktse_dist.config import Engine as EngineConfig
+from ktse_dist.config.training import Engine as EngineConfig
 from ktse_dist.errors import UserError
 from ktse_dist.training.engine.host_copies import fresh_copy
 
