@@ -1,4 +1,4 @@
-"""The schema of a run, a file for each group of sections: frozen pydantic models, and what must hold between their keys.
+"""The schema of a run, a file for each group of sections: frozen models, and what must hold between their keys.
 
 config_file.py fills it.
 """
