@@ -81,8 +81,10 @@ def save_onnx(path: Path, segmenter: Segmenter) -> None:
 def load_onnx(path: Path) -> tuple[OnnxNetwork, list[str]]:
     """The network of a file that `save_onnx` wrote, and its classes. Raises UserError for every other file."""
     onnx, runtime = installed("onnx"), installed("onnxruntime")
-    if not path.is_file() or path.stat().st_size > MAX_BYTES:
-        raise UserError(f"{path}: no such file, or over 2 GiB")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path}: has {path.stat().st_size:,} bytes; allowed are {MAX_BYTES:,}: not an ONNX file of ours")
     content = path.read_bytes()
     try:
         model = onnx.ModelProto.FromString(content)
