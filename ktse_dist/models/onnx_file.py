@@ -84,7 +84,9 @@ def load_onnx(path: Path) -> tuple[OnnxNetwork, list[str]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.stat().st_size > MAX_BYTES:
-        raise UserError(f"{path}: has {path.stat().st_size:,} bytes; allowed are {MAX_BYTES:,}: not an ONNX file of ours")
+        raise UserError(
+            f"{path}: has {path.stat().st_size:,} bytes; allowed are {MAX_BYTES:,}: not an ONNX file of ours"
+        )
     content = path.read_bytes()
     try:
         model = onnx.ModelProto.FromString(content)
