@@ -103,7 +103,7 @@ def load_onnx(path: Path) -> tuple[OnnxNetwork, list[str]]:
         (output,), (images,) = network.session.get_outputs(), network.session.get_inputs()
     except (ValidationError, ValueError, RuntimeError, *runtime_errors(runtime)) as error:
         raise UserError(f"{path}: damaged ({' '.join(str(error).split())[:200]}); export it again") from None
-    if (images.name, output.name, output.shape[1]) != ("images", "logits", len(classes) + 1):
+    if (images.name, output.name, output.shape[1:2]) != ("images", "logits", [len(classes) + 1]):
         raise UserError(f"{path}: its graph does not fit its {len(classes)} classes; export it again")
     return network, classes
 
@@ -126,6 +126,7 @@ def tensors(model: "ModelProto") -> Iterator["TensorProto"]:
     yield from of_graph(model.graph)
     for function in model.functions:
         yield from of_nodes(function.node)
+        yield from of_attributes(function.attribute_proto)  # what a call leaves out
 
 
 def of_graph(graph: "GraphProto") -> Iterator["TensorProto"]:
@@ -136,7 +137,12 @@ def of_graph(graph: "GraphProto") -> Iterator["TensorProto"]:
 
 
 def of_nodes(nodes) -> Iterator["TensorProto"]:
-    for attribute in (attribute for node in nodes for attribute in node.attribute):
+    for node in nodes:
+        yield from of_attributes(node.attribute)
+
+
+def of_attributes(attributes) -> Iterator["TensorProto"]:
+    for attribute in attributes:
         yield from (attribute.t, *attribute.tensors)
         for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
             yield from (sparse.values, sparse.indices)

@@ -97,7 +97,15 @@ def hidden(model: onnx.ModelProto) -> None:
     outer.attribute.add(name="then_branch", type=onnx.AttributeProto.GRAPH).g.CopyFrom(inner)
 
 
-@pytest.mark.parametrize("change", [outside, hidden])
+def usual_value(model: onnx.ModelProto) -> None:
+    """In what a function takes where its call leaves an attribute out."""
+    function = model.functions.add(name="F", domain="f")
+    tensor = function.attribute_proto.add(name="v", type=onnx.AttributeProto.TENSOR).t
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="secret")
+
+
+@pytest.mark.parametrize("change", [outside, hidden, usual_value])
 def test_numbers_of_other_files_are_never_opened(file, tmp_path, change):
     with pytest.raises(UserError, match="wants numbers of other files"):
         load_onnx(changed(file, tmp_path / "bad.onnx", change))
@@ -115,6 +123,15 @@ def no_classes(model: onnx.ModelProto) -> None:
     next(entry for entry in model.metadata_props if entry.key == "classes").value = "{"
 
 
+def no_dimensions(model: onnx.ModelProto) -> None:
+    """One number for all pixels."""
+    model.graph.node[-1].output[0] = "all"
+    model.graph.node.add(op_type="ReduceSum", input=["all"], output=["logits"]).attribute.add(
+        name="keepdims", type=onnx.AttributeProto.INT, i=0
+    )
+    model.graph.output[0].type.tensor_type.shape.Clear()
+
+
 def no_such_operation(model: onnx.ModelProto) -> None:
     model.graph.node[0].op_type = "Shell"
 
@@ -124,6 +141,7 @@ def no_such_operation(model: onnx.ModelProto) -> None:
     [
         (drop_format, "not a network of this program"),
         (more_classes, "does not fit its 3 classes"),
+        (no_dimensions, "does not fit its 2 classes"),
         (no_classes, "damaged"),
         (no_such_operation, "damaged"),
     ],
