@@ -49,6 +49,7 @@ def lines(summary: dict[str, Any]) -> str:
         choices = {"train": f"chosen on {used['pictures']} training pictures", "config": "as given"}
         chosen = choices.get(used["chosen_by"], "the default")
         return (
+            f"{scored(summary)}\n"
             f"no ground truth, so no mIoU; tag mAP on {pictures['val']} held-out pictures: {summary['tag_map']}; "
             f"best tag threshold {summary['tag_threshold']:.2f} (F1 {summary['tag_f1']}); "
             f"background strength of the masks ({used['refine']}): {used['strength']}, {chosen}"
@@ -68,8 +69,9 @@ def lines(summary: dict[str, Any]) -> str:
 
 def scored(summary: dict[str, Any]) -> str:
     """Which pictures the figures are of: lists, and how many of each have ground truth."""
+    truths = summary["scored"] or dict.fromkeys(summary["pictures"], 0)
     lists = (
-        f"{summary['scored'][split]} of {count} {split} pictures (list {summary['index_sha256'][split][:12]})"
+        f"{truths[split]} of {count} {split} pictures have ground truth (list {summary['index_sha256'][split][:12]})"
         for split, count in summary["pictures"].items()
     )
     return f"scored          {', '.join(lists)}"

@@ -58,6 +58,7 @@ def test_no_miou_is_given_and_that_is_said(told):
     folder, said = told
     summary = folder.read_summary()
     assert all(summary[f"{kind}_miou"] is None for kind in ("seed", "mask", "baseline_seed"))
+    assert "scored          0 of" in said
     assert "no ground truth, so no mIoU" in said and "There is no mIoU" in folder.report.read_text()
 
 

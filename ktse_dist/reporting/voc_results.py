@@ -7,7 +7,7 @@ from pathlib import Path
 from ktse_dist.data.pack.voc import CLASSES, read_list
 from ktse_dist.data.search import Found
 from ktse_dist.errors import UserError
-from ktse_dist.reporting.prediction import mask_file
+from ktse_dist.reporting.prediction import PARTIAL, mask_file
 
 RESULTS = Path("results", "VOC2012", "Segmentation", "comp6_test_cls")
 
@@ -35,9 +35,11 @@ def listed(found: Sequence[Found], file: Path) -> list[Found]:
 
 def write_results(out: Path, names: Mapping[str, str]) -> Path:
     """Copy masks below `out` to RESULTS there; names: VOC's name -> the prediction's. Returns that folder."""
-    folder = out / RESULTS
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder, unfinished = out / RESULTS, out / PARTIAL / RESULTS.name
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     for name, predicted in names.items():
-        shutil.copyfile(out / mask_file(predicted), folder / f"{name}.png")
-    return folder
+        shutil.copyfile(out / mask_file(predicted), unfinished / f"{name}.png")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return unfinished.rename(folder)
