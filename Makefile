@@ -42,7 +42,7 @@ $(FULL)/config.yaml: | demo
 
 # Kernels run in Triton's interpreter, line by line: without coverage's tracer, which doubles their time.
 test: install lint
-	$(BIN)/python -m pytest -m "not slow" --ignore-glob='*_kernel.py' --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest -m "not slow" --ignore-glob='*_kernel.py' --durations=15 --cov --cov-report=term:skip-covered --cov-fail-under=90
 	$(BIN)/python -m pytest -m "not slow" tests/kernels/triton/test_*_kernel.py
 
 test-slow: install
