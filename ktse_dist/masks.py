@@ -8,12 +8,10 @@ import argparse
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ktse_dist.config import Config
@@ -37,6 +35,7 @@ from ktse_dist.mask_work import (
     splits,
 )
 from ktse_dist.run_folder import RunFolder
+from ktse_dist.run_lock import alone
 from ktse_dist.train import check_installed
 from ktse_dist.train import train as train_jobs
 from ktse_dist.training.irn import check_start, irn_job
@@ -70,7 +69,9 @@ def main(arguments: list[str]) -> None:
     config = with_mask_keys(folder.read_config(), [*refine, *options.overrides])
     start_logging()
     start = time.perf_counter()
-    with alone(folder):
+    check_trained(folder.model)
+    folder.masks.mkdir(exist_ok=True)
+    with alone(folder.masks, "ktse masks"):
         made = make_masks(folder, config)
     if made:  # a second call finds everything there, and its time is no figure
         folder.update_summary(seconds={"masks": round(time.perf_counter() - start, 1)})
@@ -90,18 +91,6 @@ def with_mask_keys(config: Config, overrides: list[str]) -> Config:
         return config
     found = {"masks": {"irn": {"weights": weights.expanduser().absolute()}}}  # the same for workers elsewhere
     return validate(merge(config.model_dump(by_alias=True), found))
-
-
-@contextmanager
-def alone(folder: RunFolder) -> Iterator[None]:
-    """While no other command makes masks of this run: both would make the same ones. UserError if one does."""
-    check_trained(folder.model)
-    folder.masks.mkdir(exist_ok=True)
-    try:
-        with FileLock(folder.masks / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"--run {folder.path}: another ktse masks is at work there; wait for its end") from None
 
 
 def make_masks(folder: RunFolder, config: Config) -> int:

@@ -26,7 +26,8 @@ from ktse_dist.mask_work import splits
 from ktse_dist.models.segmenter import load_segmenter
 from ktse_dist.presets import SEGMENT, SEGMENT_SMALL
 from ktse_dist.run_folder import RunFolder, write_text
-from ktse_dist.train import alone, check_compiler, check_installed, check_kernels, make_folder, train
+from ktse_dist.run_lock import alone
+from ktse_dist.train import check_compiler, check_installed, check_kernels, make_folder, train
 from ktse_dist.training.checkpoint import file_digest
 from ktse_dist.training.job import Job, prepare
 from ktse_dist.training.segment_task import SegmentTask
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> None:
     prepare(job)
     make_folder(job.folder)
     keep_masks(folder)
-    with alone(job.folder):
+    with alone(job.folder.path, "ktse segment"):
         train([job])
     if not job.folder.model.exists():
         print(f"stopped: {job.folder.path}; the same command goes on where it stopped")

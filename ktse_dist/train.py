@@ -3,12 +3,8 @@
 import argparse
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 import kernels
 from kernels.dispatch import check_device
@@ -18,6 +14,7 @@ from ktse_dist.config_file import load_config, merge, to_yaml, validate
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.run_folder import RunFolder, dataset_path, run_address, run_folder, run_root
+from ktse_dist.run_lock import alone
 from ktse_dist.training.context import LocalContext
 from ktse_dist.training.dry_run import describe
 from ktse_dist.training.job import Job, mirror_of, prepare
@@ -53,7 +50,7 @@ def main(arguments: list[str]) -> None:
     if not saved:
         print(f"model.weights: {models.starting_point(config.model, index.classes)}")
     make_folder(folder)
-    with alone(folder):
+    with alone(folder.path, "ktse train"):
         train(planned)
         bring_results(planned)
     if not all(job.folder.model.exists() for job in planned):
@@ -114,18 +111,6 @@ def make_folder(folder: RunFolder) -> None:
     except OSError as error:
         raise UserError(
             f"run.root: {folder.path} cannot be made ({error.strerror}); give a folder that you may write to"
-        ) from None
-
-
-@contextmanager
-def alone(folder: RunFolder) -> Iterator[None]:
-    """While no other command trains this run: two would write into each other's checkpoints and metrics."""
-    try:
-        with FileLock(folder.path / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(
-            f"{folder.path}: another command trains there; wait for its end, or give a new run.name"
         ) from None
 
 

@@ -3,17 +3,14 @@
 import argparse
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from ktse_dist.config import Config
 from ktse_dist.config_file import to_yaml, validate
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.run_folder import RunFolder, run_folder, write_text
+from ktse_dist.run_lock import alone
 from ktse_dist.search import Search, Trial, best_first, load_search, rung_steps, variant
 from ktse_dist.train import check_compiler, check_kernels, make_folder, resolved
 from ktse_dist.training.job import Job, flatten, is_free, prepare
@@ -42,7 +39,7 @@ def main(arguments: list[str]) -> None:
     _, schedule, _ = prepare(Job(config, RunFolder(folder.path / "phase1")))
     rungs = rung_steps(search.rungs, schedule.phase1_steps, schedule.total_steps)
     make_folder(folder)
-    with alone(folder):
+    with alone(folder.path, "ktse tune"):
         keep_search(folder, config, search)
         print(search_or_read(folder, config, search, schedule.phase1_steps, rungs))
 
@@ -67,16 +64,6 @@ def of_trials(config: Config) -> Config:
     given = config.model_dump(by_alias=True)
     given["train"] |= {"baseline": False, "keep": 1}
     return validate(given)
-
-
-@contextmanager
-def alone(folder: RunFolder) -> Iterator[None]:
-    """One command at a time works in a folder; the system frees the lock of one that is killed."""
-    try:
-        with FileLock(folder.path / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"run.name: another ktse tune works in {folder.path}; wait, or give a new run.name") from None
 
 
 def keep_search(folder: RunFolder, config: Config, search: Search) -> None:

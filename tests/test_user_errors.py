@@ -191,7 +191,7 @@ def test_a_run_that_another_command_trains_is_left_alone(files, capsys):
     with FileLock(folder / ".lock"), pytest.raises(SystemExit) as stop:
         run_main(train.main, command(f"{SMALL} run.name=taken", files))
     assert stop.value.code == 2
-    assert f"{folder}: another command trains there" in capsys.readouterr().err
+    assert f"{folder}: another ktse train is at work there" in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
