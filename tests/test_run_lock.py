@@ -12,7 +12,8 @@ from ktse_dist import run_lock
 from ktse_dist.errors import UserError
 from ktse_dist.run_lock import alone
 
-HOLD = "import sys, time; from filelock import FileLock; FileLock(sys.argv[1]).acquire(); print('held', flush=True); "
+HOLD = "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); "
+HOLD += "print('held', flush=True); time.sleep(60)"
 
 
 def test_a_second_command_on_this_machine_is_refused_at_once(tmp_path):
@@ -29,12 +30,14 @@ def test_the_lock_is_free_after_the_end_and_after_an_error(tmp_path):
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
-    command = [sys.executable, "-c", HOLD + "time.sleep(60)", str(tmp_path / ".lock")]
+    command = [sys.executable, "-c", HOLD, str(tmp_path / ".lock")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
+        with pytest.raises(UserError, match="is at work there"), alone(tmp_path, "ktse train"):
+            pass
         process.kill()
     with alone(tmp_path, "ktse train"):
-        pass
+        assert (tmp_path / ".owner").is_file()
 
 
 def test_the_lock_of_another_machine_is_waited_for(tmp_path):
