@@ -55,13 +55,13 @@ def main(arguments: list[str]) -> None:
     check_kernels(config)
     prepare(job)
     make_folder(job.folder)
-    keep_masks(folder)
     with alone(job.folder.path, "ktse segment"):
+        keep_masks(folder)
         train([job])
-    if not job.folder.model.exists():
-        print(f"stopped: {job.folder.path}; the same command goes on where it stopped")
-        raise SystemExit(STOPPED)
-    found = test(folder, config)
+        if not job.folder.model.exists():
+            print(f"stopped: {job.folder.path}; the same command goes on where it stopped")
+            raise SystemExit(STOPPED)
+        found = test(folder, config)
     print(f"{network_line(found)}\nnetwork: {job.folder.model}\nits masks of val: {job.folder.masks}")
 
 
