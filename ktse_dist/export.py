@@ -29,10 +29,11 @@ log = logging.getLogger("ktse")
 def main(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
     folder = RunFolder(options.run.absolute())
+    config = folder.read_config()
     if options.format == "onnx":
         export_network(folder, options)
         return
-    indices = [index for index in splits(folder.read_config()) if index.split in (options.split or SPLITS)]
+    indices = [index for index in splits(config) if index.split in (options.split or SPLITS)]
     found = sum(count(folder, index) for index in indices)
     names = Names(indices[0].classes, indices[0].palette)
     with new_dataset(options.out) as unfinished:

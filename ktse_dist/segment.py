@@ -31,13 +31,13 @@ from ktse_dist.train import check_compiler, check_installed, check_kernels, make
 from ktse_dist.training.checkpoint import file_digest
 from ktse_dist.training.job import Job, prepare
 from ktse_dist.training.segment_task import SegmentTask
-from ktse_dist.training.setup import STOPPED, start_logging
+from ktse_dist.training.setup import STOPPED, prepare_process
 
 SMALL = "efficientnet_lite0"
 SECTIONS = ("segment", "train", "optimiser", "model", "engine", "ray", "kernels")
 KEYS = ("data.crop", "data.workers", "data.max_bad_fraction", "masks.processes")
 # What the training does not look at, or only the test: these may change when it goes on.
-FREE = frozenset({"method", "segment.scales", "segment.crf", "segment.long_side"})
+FREE = frozenset({"method", "segment.scales", "segment.crf", "segment.long_side", "segment.max_pixels"})
 
 
 def main(arguments: list[str]) -> None:
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     folder = RunFolder(options.run.absolute())
     config = stage2(folder, options.overrides)
-    start_logging()
+    prepare_process(None)
     job = job_of(folder, config)
     check_installed(config)
     check_compiler(config)

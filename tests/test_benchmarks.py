@@ -264,6 +264,18 @@ def test_masks_of_one_worker_of_two_and_after_a_kill_are_the_same_files(script, 
     assert last["figures"]["workers_x"] > 0 and last["figures"]["command_x"] > 0
 
 
+def test_the_plain_loop_makes_the_same_masks_and_stores_its_cams(script, monkeypatch, tmp_path):
+    pytest.importorskip("pydensecrf")
+    stage = script("mask_stage")
+    for name, value in {"HEIGHT": 96, "WIDTH": 128, "ROUNDS": 1, "PROCESSES": 0}.items():
+        monkeypatch.setattr(stage, name, value)
+    index, network = stage.pack(tmp_path / "data", 2), stage.untrained()
+    rounds = stage.stage_rounds(network, index, 2, tmp_path)
+    assert rounds["fp32"][0].same >= stage.SAME["fp32"]
+    tagged = sum(len(stage.tags(index, row)) for row in range(2))
+    assert stage.size(tmp_path / "plain") > 4 * 96 * 128 * tagged > stage.size(tmp_path / "fp32")
+
+
 @pytest.mark.parametrize(("network", "holds"), [(44.0, True), (39.0, False)])
 def test_stages_are_told_as_means_over_seeds_and_a_row_that_is_there_is_not_made_again(
     script, capsys, monkeypatch, tmp_path, network, holds

@@ -155,6 +155,13 @@ def test_a_run_without_masks_is_told_how_to_make_them(run, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_without_a_network_is_told_how_to_learn_it(run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_main(export.main, ["--run", str(run.path), "--format", "onnx", "--out", str(tmp_path / "out.onnx")])
+    assert "learn the network first: ktse segment --run" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_damage_ends_in_one_line_and_leaves_nothing(run, tmp_path, capsys):
     shard = run.masks / "val-00000.tar"
     content = shard.read_bytes()

@@ -12,6 +12,7 @@ from torch import nn
 
 from ktse_dist import export, predict
 from ktse_dist.config.method import Network
+from ktse_dist.config_file import load_config
 from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.pack import voc
 from ktse_dist.errors import UserError
@@ -40,6 +41,7 @@ def with_network(path: Path, classes: Sequence[str]) -> RunFolder:
     network = build_deeplab(small, len(classes), load_weights=False)
     for branch in network.aspp.children():
         nn.init.normal_(branch.weight, std=0.5)  # answers that differ from pixel to pixel
+    folder.write_config(load_config(None, []))
     folder.segment.path.mkdir()
     state = nn.ModuleDict({"networks": nn.ModuleList([network])}).state_dict()
     save_segmenter(folder.segment.model, state, small, classes, {})
@@ -140,7 +142,7 @@ def test_options_that_do_not_go_together_are_one_line(run, photo, tmp_path, argu
     [
         (["--pictures"], "leave out --split and --pictures"),
         (["--out", "folder"], "give a new file, NAME.onnx"),
-        (["--run", "elsewhere"], "learn the network first: ktse segment --run"),
+        (["--run", "elsewhere"], "no config.yaml there"),
     ],
 )
 def test_an_export_that_cannot_be_is_one_line(run, tmp_path, arguments, said):

@@ -70,6 +70,7 @@ class Segment(Model):
     scales: tuple[Annotated[float, Field(ge=0.1, le=4)], ...] = Field((0.75, 1.0, 1.25), min_length=1)
     crf: Literal["none", "plain", "wrapped"] = "plain"  # wrapped: on the published test's picture (quirk 27)
     long_side: int | None = Field(None, ge=64, le=8192)  # larger pictures are shrunk for the test, their masks not
+    max_pixels: int = Field(1_250_000, ge=250_000, le=100_000_000)  # the same, whatever their shape; bounds the memory
 
     @model_validator(mode="after")
     def _ordered(self) -> "Segment":

@@ -76,7 +76,9 @@ def _context(function: Callable) -> BaseContext:
 
 
 def _start_worker() -> None:
-    """Ctrl-C is the parent's to handle, and a worker does not outlive its parent."""
+    """Ctrl-C is the parent's to handle, a worker does not outlive its parent, and gives way to it: threads of a network
+    there wait for each other, so that taking the core of one holds up all."""
+    os.nice(19)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
 

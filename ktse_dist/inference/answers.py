@@ -15,7 +15,7 @@ from ktse_dist.data.reader import Reader
 from ktse_dist.evaluation.mask_score import MaskScore
 from ktse_dist.evaluation.miou import Confusion
 from ktse_dist.inference.finish import Answer, finish
-from ktse_dist.inference.generate import Part, Tick, shrunk
+from ktse_dist.inference.generate import Part, Tick, shrunk, side_within
 from ktse_dist.inference.mask_shards import MaskFiles, atomic, write_mask_shard
 from ktse_dist.inference.refine import Blank, sized
 from ktse_dist.inference.segmentation import SegmentationNetwork, segmented
@@ -75,6 +75,11 @@ class Answers:
         scores.save(self.scores_file(part))
         return True
 
+    def _side(self, size: tuple[int, int]) -> int:
+        """The longest side that a picture of (height, width) is looked at with."""
+        within = side_within(size, self.config.max_pixels)
+        return min(within, self.config.long_side or within)
+
     def scores_file(self, part: Part) -> Path:
         return self.folder / f"{part.name}.scores.npz"
 
@@ -89,7 +94,7 @@ class Answers:
                 yield Blank(palette, reader.size(row))
                 continue
             size = packed.shape[:2]
-            rgb, _ = shrunk(packed, None, self.config.long_side)
+            rgb, _ = shrunk(packed, None, self._side(size))
             seen = segmented(self.network, rgb, self.config.scales)
             if truth is not None:
                 truths[row] = truth

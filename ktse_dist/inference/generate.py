@@ -92,7 +92,7 @@ class SeedScores:
         with atomic(path) as file:
             counted = {"rows": np.array(self.rows, np.int64), "with_truth": self.with_truth}
             counted["scores"] = np.array(self.scores, np.float32).reshape(len(self.rows), self.sweep.counts.shape[1])
-            np.savez(file, **counted, unreadable=[one.row for one in self.unreadable], **self.sweep.state())
+            np.savez_compressed(file, **counted, unreadable=[one.row for one in self.unreadable], **self.sweep.state())
 
 
 class SeedSource:

@@ -54,7 +54,11 @@ class OnnxNetwork(NamedTuple):
         return torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None].float()
 
     def logits(self, images: Tensor) -> Tensor:
-        (found,) = self.session.run(["logits"], {"images": images.numpy()})
+        try:
+            (found,) = self.session.run(["logits"], {"images": images.numpy()})
+        except (RuntimeError, *runtime_errors(installed("onnxruntime"))) as error:
+            size, why = "x".join(map(str, images.shape[:1:-1])), " ".join(str(error).split())[:200]
+            raise UserError(f"onnxruntime cannot look at a picture of {size} ({why}); try --long-side 640") from None
         return torch.from_numpy(found)
 
 

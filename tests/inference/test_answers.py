@@ -1,5 +1,7 @@
 """Masks of a segmentation network: over scales, a shard at a time, scored as they stand in the files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -103,3 +105,21 @@ def test_a_picture_that_cannot_be_read_has_a_mask_that_says_nothing(val, tmp_pat
     scores = Scores(CLASSES)
     scores.add(made.scores_file(part))
     assert scores.final.pictures == 2
+
+
+def test_a_large_picture_is_looked_at_with_so_many_pixels_and_its_mask_is_whole(val, tmp_path):
+    looked_at = []
+
+    class Watched(Bright):
+        def forward(self, images):
+            looked_at.append(images.shape[2] * images.shape[3])
+            return super().forward(images)
+
+    made = answers(val, tmp_path / "masks")
+    small = made.config.model_copy(update={"max_pixels": 10_000, "scales": ()})  # fewer than a config may ask for
+    network = SegmentationNetwork([Watched()], torch.device("cpu"))
+    replace(made, network=network, config=small).make(Part("val-00000", [0, 1, 2]), lambda: None)
+    write_mask_index(tmp_path / "masks", val)
+    masks, reader = MaskIndex(tmp_path / "masks", val), Reader(val)
+    assert all(9_000 < pixels <= 10_000 for pixels in looked_at) and len(looked_at) == 3
+    assert all(decode_mask(masks.read(row, "mask")).shape == reader.size(row) for row in range(3))

@@ -152,6 +152,13 @@ def test_a_file_that_lies_is_one_line(file, tmp_path, change, said):
     assert "\n" not in str(raised.value)
 
 
+def test_what_the_runtime_refuses_while_it_runs_is_one_line(file):
+    network, _ = load_onnx(file)
+    with pytest.raises(UserError, match=r"cannot look at a picture of 8x6 .*--long-side") as raised:
+        network.logits(torch.zeros(1, 5, 6, 8))
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("content", [b"", b"\x80\x04\x95 pickle", b"PK\x03\x04" * 100])
 def test_what_is_no_onnx_is_refused(tmp_path, content):
     (tmp_path / "bad.onnx").write_bytes(content)
