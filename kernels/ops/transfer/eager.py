@@ -1,28 +1,56 @@
 """Transfer and alignment of the tagged maps alone, each operation in place of the one before.
 
-Both losses are a mean of hinges over all (image, class) pairs, absent classes counting as 0. These are small maps, so
-that the price of starting operations decides: torch's own gradients are cheaper than a Function of ours.
+Both losses are a mean of hinges over all (image, class) pairs, absent classes counting as 0. The maps are small, so
+that starting operations and filling gradients with zeros is most of their price: the gradients are written by hand.
 """
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kernels.ops.present import present_pairs
 
 
 def transfer_loss(cam_a: Tensor, cam_b: Tensor, cam_mix: Tensor, labels: Tensor, margin: float = 0.05) -> Tensor:
     """Fast version of `kernels.transfer_loss`."""
-    pairs = present_pairs(labels)
-    halves = torch.cat([_maps(cam_a, pairs), _maps(cam_b, pairs)], dim=1).float()
-    return _mean_of_hinges(halves.sub_(_maps(cam_mix, pairs)).sub_(margin), labels, pairs, cam_mix.numel())
+    return _Hinge.apply(cam_a, cam_b, cam_mix, None, labels, margin)
 
 
 def align_loss(cam: Tensor, cam_erased: Tensor, keep: Tensor, labels: Tensor, margin: float = 0.05) -> Tensor:
     """Fast version of `kernels.align_loss`."""
-    pairs = present_pairs(labels)
-    kept = keep.expand_as(cam).flatten(0, 1) if pairs is None else keep[:, 0].index_select(0, pairs // labels.shape[1])
-    gained = torch.sub(_maps(cam_erased, pairs).float(), _maps(cam, pairs).float()).mul_(kept)
-    return _mean_of_hinges(gained.sub_(margin), labels, pairs, cam.numel())
+    return _Hinge.apply(cam_erased, None, cam, keep, labels, margin)
+
+
+class _Hinge(torch.autograd.Function):
+    """Mean of relu((x - other) * keep - margin) * labels, where x is `upper`, or `upper` above `lower`."""
+
+    @staticmethod
+    def forward(ctx, upper, lower, other, keep, labels, margin):
+        pairs = present_pairs(labels)
+        maps = _maps(upper, pairs) if lower is None else torch.cat([_maps(upper, pairs), _maps(lower, pairs)], dim=1)
+        excess = torch.sub(maps.float(), _maps(other, pairs).float())
+        if keep is not None:
+            keep = _of_maps(keep, other.shape[1], pairs)
+            excess.mul_(keep)
+        excess.sub_(margin).relu_()
+        if pairs is None:
+            excess.mul_(labels.flatten()[:, None, None])
+        ctx.save_for_backward(excess, keep, pairs)
+        ctx.cams = [None if cam is None else (cam.shape, cam.dtype) for cam in (upper, lower, other)]
+        ctx.elements = other.numel()
+        return excess.sum() / ctx.elements
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss):
+        excess, keep, pairs = ctx.saved_tensors
+        rise = excess.sign().mul_(grad_loss / ctx.elements)
+        if keep is not None:
+            rise.mul_(keep)
+        tall = ctx.cams[0][0][2]  # rows of `upper`; those below are of `lower`
+        parts = zip((rise[:, :tall], rise[:, tall:], -rise), ctx.cams, ctx.needs_input_grad, strict=False)
+        grads = [_spread(part, *cam, pairs) if needed else None for part, cam, needed in parts]
+        return *grads, None, None, None
 
 
 def _maps(cam: Tensor, pairs: Tensor | None) -> Tensor:
@@ -31,7 +59,17 @@ def _maps(cam: Tensor, pairs: Tensor | None) -> Tensor:
     return maps if pairs is None else maps.index_select(0, pairs)
 
 
-def _mean_of_hinges(excess: Tensor, labels: Tensor, pairs: Tensor | None, elements: int) -> Tensor:
-    """The positive excess [n,h,w] of the chosen maps, over the number of elements that all maps have."""
-    sums = excess.relu_().sum(dim=(1, 2))
-    return (sums * labels.flatten() if pairs is None else sums).sum() / elements
+def _of_maps(keep: Tensor, classes: int, pairs: Tensor | None) -> Tensor:
+    """What of keep [B,1,h,w] belongs to each chosen map, [n,h,w]."""
+    if pairs is None:
+        return keep.expand(-1, classes, -1, -1).flatten(0, 1)
+    return keep[:, 0].index_select(0, pairs // classes)
+
+
+def _spread(maps: Tensor, shape: torch.Size, dtype: torch.dtype, pairs: Tensor | None) -> Tensor:
+    """The chosen maps in their places of [B,C,h,w], 0 elsewhere."""
+    if pairs is None:
+        return maps.reshape(shape).to(dtype)
+    spread = torch.zeros(shape, dtype=dtype, device=maps.device)
+    spread.flatten(0, 1).index_copy_(0, pairs, maps.to(dtype))
+    return spread
