@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from kernels.ops.transfer import eager
+from ktse_dist import models
+from ktse_dist.config.method import Network
 from ktse_dist.config_file import load_config
+from ktse_dist.inference.multiscale import network_of
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 TINY = ["--quick", "--device", "cpu", "--pictures", "2", "--size", "64", "--seconds", "0.01"]
@@ -274,6 +277,17 @@ def test_the_plain_loop_makes_the_same_masks_and_stores_its_cams(script, monkeyp
     assert rounds["fp32"][0].same >= stage.SAME["fp32"]
     tagged = sum(len(stage.tags(index, row)) for row in range(2))
     assert stage.size(tmp_path / "plain") > 4 * 96 * 128 * tagged > stage.size(tmp_path / "fp32")
+
+
+def test_a_mosaic_within_the_bound_is_what_it_was_and_a_larger_one_is_compared(script, monkeypatch):
+    tiles = script("tiles")
+    for name, value in {"CELL": (192, 160), "ACROSS": 3, "DOWN": 3, "MAX_PIXELS": (1_250_000, 250_000)}.items():
+        monkeypatch.setattr(tiles, name, value)
+    torch.manual_seed(0)
+    backbone, head = (part.eval() for part in models.build(Network(weights="none"), 20))
+    found = tiles.compared(network_of(backbone, head), *tiles.mosaic(0))
+    assert found["1250000"] == {"same_labels": 1.0, "mean": 0.0, "most": 0.0}
+    assert 0 < found["250000"]["mean"] < 0.2 and found["250000"]["same_labels"] > 0.5
 
 
 @pytest.mark.parametrize(("network", "holds"), [(44.0, True), (39.0, False)])
