@@ -18,12 +18,26 @@ VERBS = {
     "export": "ktse_dist.export",
     "convert": "ktse_dist.models.convert",
 }
+ABOUT = {
+    "pack": "pictures and tags to shards: voc, coco, folder, stickers",
+    "inspect": "what a packed data set holds, and whether it is whole",
+    "train": "the network that finds tagged things (KTSE), on one machine or a cluster",
+    "tune": "a search for settings, or a grid",
+    "masks": "a run's masks: CAMs, then the CRF or IRN",
+    "segment": "a network that learns from the masks and needs no tags",
+    "evaluate": "scores against ground truth",
+    "report": "one page of curves, scores and pictures",
+    "predict": "masks of new pictures, by a run or by a network's file",
+    "export": "masks as PNG, COCO, YOLO, Label Studio; the network as ONNX",
+    "convert": "published weights to safetensors",
+}
 
 
 def dispatch(arguments: list[str]) -> None:
     """Hand the rest of the line to the verb's module; only that module is imported."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: ktse {{{','.join(VERBS)}}} ...\n\n`ktse VERB --help` says more.")
+        verbs = "\n".join(f"  {verb:10}{about}" for verb, about in ABOUT.items())
+        print(f"usage: ktse VERB ...\n\n{verbs}\n\n`ktse VERB --help` says more.")
         return
     verb, *rest = arguments
     if verb not in VERBS:

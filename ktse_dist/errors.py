@@ -1,10 +1,13 @@
 """The one exception that means "the user can mend this", and how entry points show it."""
 
+import errno
 import io
 import os
 import select
 import sys
 from collections.abc import Callable, Sequence
+
+OF_THE_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}  # nothing that a program can mend
 
 
 class UserError(Exception):
@@ -14,6 +17,7 @@ class UserError(Exception):
 def run_main(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
     """Call an entry point; a UserError becomes `ktse: ...` on stderr and exit status 2, Ctrl-C exit status 130.
 
+    A place that may not be written to, or is full, is the user's to mend as well.
     Where nobody reads the output any more, as after `| head`, it ends quietly with 141, as shells say SIGPIPE.
     `--debug` anywhere on the command line shows the traceback instead.
     """
@@ -37,6 +41,12 @@ def run_main(main: Callable[[list[str]], None], argv: Sequence[str] | None = Non
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
         raise SystemExit(141) from None
+    except OSError as error:
+        if debug or error.errno not in OF_THE_PLACE:
+            raise
+        mend = "give permission or make room there, the same command then goes on"
+        print(f"ktse: {error.filename or 'the disk'}: {error.strerror}; {mend}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def nobody_reads() -> bool:

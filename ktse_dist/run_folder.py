@@ -107,7 +107,9 @@ class RunFolder:
         return load_config(self.config_file)
 
     def read_summary(self) -> dict[str, Any]:
-        return json.loads(self.summary_file.read_text()) if self.summary_file.is_file() else {}
+        if not self.summary_file.is_file():
+            return {}
+        return read_json(self.summary_file, "delete it; ktse evaluate writes it anew")
 
     def update_summary(self, **fields: Any) -> dict[str, Any]:
         """Merge fields into summary.json; `seconds` is merged one level deeper and its total kept true."""
@@ -116,6 +118,14 @@ class RunFolder:
         summary |= fields | {"seconds": seconds | {"total": round(sum(seconds.values()), 1)}}
         write_text(self.summary_file, json.dumps(summary, indent=2, sort_keys=True) + "\n")
         return summary
+
+
+def read_json(path: Path, mend: str) -> Any:
+    """UserError that ends in `mend` for a damaged file."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged, not JSON ({error}); {mend}") from None
 
 
 def write_text(path: Path, text: str) -> None:

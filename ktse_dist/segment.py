@@ -37,7 +37,10 @@ SMALL = "efficientnet_lite0"
 SECTIONS = ("segment", "train", "optimiser", "model", "engine", "ray", "kernels")
 KEYS = ("data.crop", "data.workers", "data.max_bad_fraction", "masks.processes")
 # What the training does not look at, or only the test: these may change when it goes on.
-FREE = frozenset({"method", "segment.scales", "segment.crf", "segment.long_side", "segment.max_pixels"})
+# model.weights: only the first step looks at them, and by default their path is that of the run, which may be moved
+FREE = frozenset(
+    {"method", "model.weights", "segment.scales", "segment.crf", "segment.long_side", "segment.max_pixels"}
+)
 
 
 def main(arguments: list[str]) -> None:

@@ -1,5 +1,7 @@
 """How a command ends that nobody reads any more."""
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -24,4 +26,24 @@ def test_another_broken_pipe_is_not_hidden(capfd):
         raise BrokenPipeError("of a worker")
 
     with pytest.raises(BrokenPipeError, match="of a worker"):
+        run_main(main, [])
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EROFS])
+def test_a_place_that_takes_no_file_is_one_line(capsys, number):
+    def main(arguments: list[str]) -> None:
+        raise OSError(number, os.strerror(number), "runs/a/report.html")
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(main, [])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1
+    assert said.startswith(f"ktse: runs/a/report.html: {os.strerror(number)}; give permission or make room")
+
+
+def test_a_bug_is_not_told_as_a_full_disk():
+    def main(arguments: list[str]) -> None:
+        raise FileNotFoundError(errno.ENOENT, "gone", "ours")
+
+    with pytest.raises(FileNotFoundError):
         run_main(main, [])

@@ -95,7 +95,12 @@ def test_a_voc_list_gives_the_folder_that_the_server_takes(voc_run, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("2008_000007\n", "0 pictures are called '2008_000007'"), ("a b c\n", "is no line of a list")]
+    ("text", "said"),
+    [
+        ("2008_000007\n", "0 pictures are called '2008_000007'"),
+        ("a b c\n", "is no line of a list"),
+        ("\n", "names no picture"),
+    ],
 )
 def test_a_list_of_other_pictures_is_one_line(voc_run, photo, tmp_path, text, said):
     (tmp_path / "test.txt").write_text(text)

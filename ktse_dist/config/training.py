@@ -63,7 +63,9 @@ class Train(Model):
                 "leaves none; set train.baseline=false, or phase1_epochs between 1 and epochs - 1"
             )
         if self.phase1_epochs > self.epochs:
-            raise ValueError(f"phase1_epochs is {self.phase1_epochs}; allowed is at most train.epochs={self.epochs}")
+            raise ValueError(
+                f"phase1_epochs is {self.phase1_epochs}; allowed is at most train.epochs={self.epochs}; set both"
+            )
         return self
 
     def batch_size(self, epoch: int) -> int:

@@ -1,10 +1,11 @@
 """The honest score of a run: seeds, masks and tags, on val at what train chose."""
 
-import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from ktse_dist.evaluation.sweep import ThresholdSweep
 from ktse_dist.evaluation.tags import average_precisions, choose_threshold, mean_average_precision, probabilities
 from ktse_dist.inference.mask_shards import MaskIndex, says_nothing
 from ktse_dist.inference.settings import kept_settings
-from ktse_dist.run_folder import RunFolder
+from ktse_dist.run_folder import RunFolder, read_json
 
 BACKGROUND = "background"  # its name among the classes of summary.json
 
@@ -58,13 +59,21 @@ class Seeds:
         return mean_average_precision(self.tags.logits, self.tags.labels)
 
 
+def read_counts(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(file, allow_pickle=False) as counts:
+            return dict(counts)
+    except (ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
+        raise UserError(f"{file}: damaged ({error}); delete it and make it anew: ktse masks --run RUN") from None
+
+
 def read_seeds(folder: Path, index: Index) -> Seeds:
     """Add up the per-shard counts of a split."""
     candidates = (folder / f"{Path(shard.name).stem}.seeds.npz" for shard in index.shards)
     files = [file for file in candidates if file.is_file()]
     if not files:
         raise UserError(f"{folder}: no seeds of split '{index.split}' there; run ktse masks first")
-    states = [dict(np.load(file)) for file in files]
+    states = [read_counts(file) for file in files]
     sweep = ThresholdSweep.from_state(states[0])
     for state in states[1:]:
         sweep.merge(ThresholdSweep.from_state(state))
@@ -144,7 +153,7 @@ NO_SCORES = dict.fromkeys(
 
 def background(folder: RunFolder) -> dict[str, Any]:
     """What masks put against the CAMs, an exponent (CRF) or a threshold; who chose it, on how many pictures."""
-    found = json.loads((folder.masks / "calibration.json").read_text())
+    found = read_json(folder.masks / "calibration.json", f"delete it and run: ktse masks --run {folder.path}")
     chosen_by = found.get("chosen_by", "train" if found["pictures"] else "default")
     kept = {"strength": found["strength"], "chosen_by": chosen_by, "pictures": found["pictures"]}
     return {"refine": kept_settings(folder.masks).refine} | kept

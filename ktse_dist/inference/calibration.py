@@ -15,7 +15,7 @@ from ktse_dist.evaluation.miou import Confusion
 from ktse_dist.evaluation.sweep import ThresholdSweep
 from ktse_dist.inference.generate import THRESHOLDS, Seed, SeedSource, Tick, parts
 from ktse_dist.inference.refine import Blank, Task, foreground, label_maps
-from ktse_dist.run_folder import write_text
+from ktse_dist.run_folder import read_json, write_text
 
 CALIBRATION = 150  # training pictures that choose the background strength; their CAMs wait in memory
 # Where no ground truth can choose: near the best on two sets that had one, and about the same
@@ -30,7 +30,7 @@ def calibrate(source: SeedSource, path: Path, tick: Tick = lambda: None) -> dict
     training pictures with ground truth, so many and so good; `default`: there is none (pictures 0, no miou).
     """
     if path.exists():
-        return json.loads(path.read_text())
+        return read_json(path, "delete it and give the same command again")
     given, how = source.config.strength, source.config.refine
     strengths = source.config.alphas if how == "crf" else THRESHOLDS
     pictures, scores = strength_scores(source, truth_rows(source.index, source.config), strengths, tick)

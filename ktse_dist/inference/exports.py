@@ -111,7 +111,8 @@ def write_yolo(folder: Path, names: Names, pictures: Iterable[Labelled]) -> None
         with new_file(folder / "labels" / picture.split / f"{picture.key}.txt") as file:
             for chosen, region in picture.regions():
                 for outline in polygons(region):
-                    points = (outline / (width, height)).reshape(-1)
+                    # a quarter of a pixel further, so that readers that cut and readers that round find the same
+                    points = ((outline + 0.25) / (width, height)).reshape(-1)
                     file.write(f"{chosen} {' '.join(f'{value:.6f}' for value in points)}\n")
     with new_file(folder / "data.yaml") as file:
         file.writelines(f"{key}: {json.dumps(value)}\n" for key, value in about.items())  # JSON is YAML, too

@@ -22,6 +22,7 @@ import webdataset as wds
 from ktse_dist.data.index import Index
 from ktse_dist.data.palette import IGNORE
 from ktse_dist.errors import UserError
+from ktse_dist.run_folder import read_json
 
 FORMAT = 1
 _MEMBER = [("offset", "<u4"), ("size", "<u4"), ("crc32", "<u4")]
@@ -96,8 +97,9 @@ class MaskIndex:
         self._directory, self._index = directory, index
         path = directory / f"{index.split}.masks.json"
         if not path.exists():
-            raise UserError(f"{directory} has no masks of split '{index.split}' ({path.name} is missing): make them")
-        about = json.loads(path.read_text())
+            missing = f"has no masks of split '{index.split}' ({path.name} is missing)"
+            raise UserError(f"{directory} {missing}; make them: ktse masks --run {directory.parent}")
+        about = read_json(path, "delete it and give the ktse masks or ktse segment command again")
         if (about["format"], about["pictures"]) != (FORMAT, index.sha256):
             raise UserError(f"{path}: made for other pictures than those of {index.path}; make the masks again")
         self._records = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)

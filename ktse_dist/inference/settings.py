@@ -10,7 +10,7 @@ from ktse_dist.config.stages import Masks, Segment
 from ktse_dist.data.augment import Resize
 from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError
-from ktse_dist.run_folder import write_text
+from ktse_dist.run_folder import read_json, write_text
 
 FREE = {"processes", "workers"}  # change how fast masks are made, not the masks
 
@@ -25,14 +25,14 @@ def keep_settings(
         now |= {"resize": resize, "model": hashlib.file_digest(file, "sha256").hexdigest()}
     now |= {f"index of {index.split}": index.sha256 for index in indices}
     file = folder / "settings.json"
-    then = json.loads(file.read_text()) if file.is_file() else now
+    then = read_settings(file) if file.is_file() else now
+    for key, value in now.items():
+        if key in then and then[key] != value:
+            raise UserError(difference(folder, model, f"{section}.{key}", then[key], value))
     missing = [key for key in now if key not in then]
     if missing:
         older = f"lacks '{missing[0]}', so an older version made the masks in {folder}"
         raise UserError(f"{file}: {older}; delete {folder} to make them anew")
-    for key, value in now.items():
-        if then[key] != value:
-            raise UserError(difference(folder, model, f"{section}.{key}", then[key], value))
     write_text(file, json.dumps(now, indent=1) + "\n")
 
 
@@ -52,5 +52,9 @@ def kept_settings(folder: Path) -> Masks:
     file = folder / "settings.json"
     if not file.is_file():
         raise UserError(f"{folder}: no masks there; run: ktse masks --run {folder.parent}")
-    kept = json.loads(file.read_text())
+    kept = read_settings(file)
     return Masks.model_validate({key: value for key, value in kept.items() if key in Masks.model_fields})
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    return read_json(file, f"delete {file.parent} to make its masks anew")

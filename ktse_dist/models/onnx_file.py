@@ -107,8 +107,13 @@ def load_onnx(path: Path) -> tuple[OnnxNetwork, list[str]]:
         (output,), (images,) = network.session.get_outputs(), network.session.get_inputs()
     except (ValidationError, ValueError, RuntimeError, *runtime_errors(runtime)) as error:
         raise UserError(f"{path}: damaged ({' '.join(str(error).split())[:200]}); export it again") from None
-    if (images.name, output.name, output.shape[1:2]) != ("images", "logits", [len(classes) + 1]):
-        raise UserError(f"{path}: its graph does not fit its {len(classes)} classes; export it again")
+    names, types = (images.name, output.name), {images.type, output.type}
+    any_size = len(images.shape) == 4 and images.shape[1] == 3 and not any(isinstance(n, int) for n in images.shape[2:])
+    fits = names == ("images", "logits") and output.shape[1:2] == [len(classes) + 1]
+    if not (fits and any_size and types == {"tensor(float)"}):
+        raise UserError(
+            f"{path}: its graph does not fit its {len(classes)} classes, or pictures of any size; export it again"
+        )
     return network, classes
 
 
@@ -155,7 +160,8 @@ def of_attributes(attributes) -> Iterator["TensorProto"]:
 
 
 def installed(name: str) -> ModuleType:
-    """A package of the extra `onnx`, which only ONNX files need."""
+    """A package of the extra `onnx`, which only ONNX files need. Without onnxruntime's reports to its makers."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as missing:

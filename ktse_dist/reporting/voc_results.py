@@ -23,10 +23,14 @@ def check_classes(classes: Sequence[str]) -> None:
 
 def listed(found: Sequence[Found], file: Path) -> list[Found]:
     """The pictures that a list names, by file name. UserError for a name without a picture, or with several."""
+    if not file.is_file():
+        raise UserError(f"--voc-list {file}: no such file; give a list with one name a line")
     places: dict[str, list[Found]] = {}
     for picture in found:
         places.setdefault(picture.path.stem, []).append(picture)
     names = [name for name, *_ in read_list(file)]
+    if not names:
+        raise UserError(f"--voc-list {file}: names no picture; give a list with one name a line")
     for name in names:
         if len(places.get(name, ())) != 1:
             raise UserError(f"--voc-list {file}: {len(places.get(name, ()))} pictures are called '{name}'; give one")

@@ -131,7 +131,7 @@ def check_same_run(saved: Checkpoint, config: Config, position: Path, free: Set[
         key = changed[0]
         raise UserError(
             f"{key}: {now.get(key)!r}, but {position} was trained with {then.get(key)!r}; "
-            f"set it back to go on, or give a new run.name"
+            f"set it back to go on, or train anew: with a new run.name, or without {position.parent.parent}"
         )
 
 

@@ -42,3 +42,16 @@ def test_masks_of_another_model_are_not_mixed(made):
     (made / "model").write_bytes(b"other weights")
     with pytest.raises(UserError, match="another one than the masks"):
         keep_settings(made / "masks", made / "model", Masks(), "opencv", [SimpleNamespace(split="val", sha256="a")])
+
+
+def test_another_refinement_is_told_as_such_and_not_as_an_older_version(made):
+    pictures = [SimpleNamespace(split="val", sha256="a")]
+    with pytest.raises(UserError, match=r"masks\.refine: 'irn', but the masks in .* were made with 'crf'"):
+        keep_settings(made / "masks", made / "model", Masks(refine="irn"), "opencv", pictures)
+
+
+@pytest.mark.parametrize("content", ["", '{"refine": "crf"', "\x80"])
+def test_damaged_settings_are_one_line_that_tells_the_mend(made, content):
+    (made / "masks" / "settings.json").write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match=r"settings\.json: damaged.*; delete .*masks to make its masks anew"):
+        kept_settings(made / "masks")

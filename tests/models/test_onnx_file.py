@@ -1,5 +1,8 @@
 """Segmentation networks as ONNX files: the same answers from another program's runtime, and files that lie."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +75,13 @@ def test_the_file_is_valid_alone_and_says_what_it_is(file):
     assert about["input"] == "RGB, 0 to 255, [B,3,H,W]" and "background" in about["output"]
 
 
+def test_the_runtime_keeps_no_notes_for_its_makers(file, tmp_path):
+    load = f"from pathlib import Path; from ktse_dist.models.onnx_file import load_onnx; load_onnx(Path({str(file)!r}))"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_"))}
+    subprocess.run([sys.executable, "-c", load], env=kept | {"HOME": str(tmp_path)}, check=True)
+    assert not [*tmp_path.rglob("*onnxruntime*")]
+
+
 def changed(file: Path, target: Path, change) -> Path:
     model = onnx.load(file)
     change(model)
@@ -132,6 +142,20 @@ def no_dimensions(model: onnx.ModelProto) -> None:
     model.graph.output[0].type.tensor_type.shape.Clear()
 
 
+def one_size(model: onnx.ModelProto) -> None:
+    for axis, size in zip((2, 3), (64, 96), strict=True):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = size
+
+
+def bytes_in(model: onnx.ModelProto) -> None:
+    """The pictures as bytes, turned into floats by the graph."""
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    for node in model.graph.node:
+        node.input[:] = ["floats" if name == "images" else name for name in node.input]
+    cast = onnx.helper.make_node("Cast", ["images"], ["floats"], to=onnx.TensorProto.FLOAT)
+    model.graph.node.insert(0, cast)
+
+
 def no_such_operation(model: onnx.ModelProto) -> None:
     model.graph.node[0].op_type = "Shell"
 
@@ -142,6 +166,8 @@ def no_such_operation(model: onnx.ModelProto) -> None:
         (drop_format, "not a network of this program"),
         (more_classes, "does not fit its 3 classes"),
         (no_dimensions, "does not fit its 2 classes"),
+        (one_size, "pictures of any size"),
+        (bytes_in, "pictures of any size"),
         (no_classes, "damaged"),
         (no_such_operation, "damaged"),
     ],
