@@ -42,7 +42,7 @@ from ktse_dist.inference.multiscale import network_of
 from ktse_dist.inference.refine import Refined, Task, refine
 from ktse_dist.mask_work import trained_model
 from ktse_dist.run_folder import RunFolder
-from ktse_dist.training.setup import fast_precision, prepare_process
+from ktse_dist.training.setup import fast_precision
 
 HEIGHT, WIDTH, ALPHA, ROUNDS, PROCESSES = 375, 500, 6.0, 5, 2
 PRECISIONS = {"fp32": "fp32", "shipped": fast_precision(use_gpu=False)}
@@ -67,7 +67,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--save", type=Path, help="also write the result as JSON to this file")
     options = parser.parse_args(arguments)
     pictures = {"crf": 40, "stage": 10} if options.quick else {"crf": 200, "stage": 100}
-    prepare_process(None)  # as every command does
     with tempfile.TemporaryDirectory() as folder:
         index = pack(Path(folder) / "data", max(pictures.values()))
         network = trained_model(RunFolder(options.run).model)[:2] if options.run else untrained()

@@ -40,7 +40,7 @@ from ktse_dist.train import check_installed
 from ktse_dist.train import train as train_jobs
 from ktse_dist.training.irn import check_start, irn_job
 from ktse_dist.training.job import Job
-from ktse_dist.training.setup import STOPPED, prepare_process
+from ktse_dist.training.setup import STOPPED, start_logging
 
 log = logging.getLogger("ktse")
 
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
     folder = RunFolder(options.run.absolute())
     refine = [f"masks.refine={options.refine}"] if options.refine else []
     config = with_mask_keys(folder.read_config(), [*refine, *options.overrides])
-    prepare_process(None)
+    start_logging()
     start = time.perf_counter()
     check_trained(folder.model)
     folder.masks.mkdir(exist_ok=True)

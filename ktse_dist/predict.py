@@ -28,7 +28,6 @@ from ktse_dist.reporting.predictors import CamPredictor, NetworkPredictor
 from ktse_dist.reporting.voc_results import check_classes, listed, write_results
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training.checkpoint import file_digest
-from ktse_dist.training.setup import keep_freed_memory
 
 LARGEST = 1024  # longest side that a segmentation network works at, unless --long-side says more
 PROCESSES = 2
@@ -38,7 +37,6 @@ SHOWN = 20  # unreadable files that are named
 
 def main(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
-    keep_freed_memory()
     predictor = of_network(options) if options.model else of_run(options)
     given = read_tags(options.tags, predictor.classes) if options.tags else {}
     found = find_pictures(options.images, options.recursive)

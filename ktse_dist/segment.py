@@ -31,7 +31,7 @@ from ktse_dist.train import check_compiler, check_installed, check_kernels, make
 from ktse_dist.training.checkpoint import file_digest
 from ktse_dist.training.job import Job, prepare
 from ktse_dist.training.segment_task import SegmentTask
-from ktse_dist.training.setup import STOPPED, prepare_process
+from ktse_dist.training.setup import STOPPED, start_logging
 
 SMALL = "efficientnet_lite0"
 SECTIONS = ("segment", "train", "optimiser", "model", "engine", "ray", "kernels")
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     folder = RunFolder(options.run.absolute())
     config = stage2(folder, options.overrides)
-    prepare_process(None)
+    start_logging()
     job = job_of(folder, config)
     check_installed(config)
     check_compiler(config)

@@ -42,7 +42,10 @@ def start_logging() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep a step's freed tensors for the next one instead of returning their pages each time."""
+    """Let glibc keep a step's freed tensors for the next one instead of returning their pages each time.
+
+    For steps of one size: pictures of many sizes would leave gaps, 6.7 GB instead of 2.1 for masks of a large one.
+    """
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None)
