@@ -2,7 +2,7 @@
 
 The network is untrained, which costs the same. Memory: resident bytes of the command and its processes together, looked
 at 20 times a second; the figure is printed only after the mask has the picture's size and its tags' values alone.
-    python benchmarks/large_picture.py [--quick] [--save FILE.json]
+    python benchmarks/large_picture.py [--quick | --scales 2] [--save FILE.json]
 """
 
 import argparse
@@ -39,12 +39,14 @@ STRIDE = {"resnet38d": 8}
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one scale instead of four, seconds instead of minutes")
+    parser.add_argument("--quick", action="store_true", help="at scale 1 alone")
+    parser.add_argument("--scales", type=float, nargs="+", help="masks.scales (default: four; the largest decides)")
     parser.add_argument("--backbone", default="resnet38d", choices=["resnet38d", "efficientnet_lite0", "resnet50"])
     parser.add_argument("--save", type=Path, help="also write the result as JSON to this file")
     options = parser.parse_args(arguments)
     network = Network(backbone=options.backbone, output_stride=STRIDE.get(options.backbone, 16), weights="none")
-    keys = ["masks.scales=[1.0]"] if options.quick else []
+    scales = [1.0] if options.quick else options.scales
+    keys = [f"masks.scales={scales}"] if scales else []
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(Path(folder), network)
         seconds, peak = watched(run, keys)
