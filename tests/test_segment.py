@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 
 from ktse_dist import segment
 from ktse_dist.config.method import Network
+from ktse_dist.config_file import load_config
 from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError
 from ktse_dist.inference.mask_shards import MaskIndex
@@ -23,6 +26,7 @@ from ktse_dist.models.segmenter import load_segmenter
 from ktse_dist.models.weights import save_model
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training import checkpoint
+from ktse_dist.training.job import check_same_run
 from ktse_dist.training.loop import run
 
 KEYS = ["data.crop=64", "train.batch=[[0,4]]", "train.epochs=3", "train.phase1_epochs=1", "train.log_steps=1"]
@@ -157,3 +161,14 @@ def reached(folder: RunFolder) -> int:
 def test_it_trains_on_ray_workers_with_loading_processes(masked_run):
     call(masked_run, "engine.name=ddp", "ray.workers=2", "data.workers=1")
     assert load_segmenter(masked_run.segment.model).classes
+
+
+def test_a_moved_run_goes_on_though_its_start_weights_have_another_path():
+    config = load_config(None, ["model.weights=none"])
+    then = config.model_dump(mode="json", by_alias=True)
+    then["model"]["weights"] = "/elsewhere/model.safetensors"
+    saved = SimpleNamespace(state={"config": then})
+    check_same_run(saved, config, Path("runs/a/segment/checkpoints/step-1"), segment.FREE)
+    then["segment"]["trusted"] = 0.123
+    with pytest.raises(UserError, match=r"segment\.trusted: .*or without runs/a/segment"):
+        check_same_run(saved, config, Path("runs/a/segment/checkpoints/step-1"), segment.FREE)
