@@ -8,24 +8,24 @@ import kernels
 from ktse_dist.config.method import PseudoLabel
 
 IGNORE = 255
+# what PAR makes of a plane of ones: in each of its 10 iterations a pixel's weights sum to 1.01
+REFINED_ONE = 1.01**10
 
 
 @torch.no_grad()
 def pseudo_labels(images: Tensor, cams: Tensor, labels: Tensor, most_tags: int, config: PseudoLabel) -> Tensor:
     """uint8 [B,H,W]: class + 1, 0 background, 255 where the two background planes disagree.
 
-    images [B,3,H,W] in [0,1]; cams [B,C,h,w] signed; labels [B,C] 0 or 1; most_tags: at least the largest number of
-    tags that one picture has (known on the host, so that no step waits for the device).
+    images [B,3,H,W] in [0,1]; cams [B,C,h,w] signed; labels [B,C] 0 or 1; most_tags: at least 1 and the largest number
+    of tags that one picture has (known on the host, so that no step waits for the device).
     """
     size = images.shape[2:]
     half = (size[0] // 2, size[1] // 2)
     classes, present = present_classes(labels, most_tags)
     planes = at_half_size(normalised(gather(cams.float(), classes), config.division), size, half)
     seeds = torch.cat([seed_probabilities(planes, present, level) for level in (config.high, config.low)], dim=1)
-    refined = kernels.par(resize(images, half), seeds)
-    maps = resize(refined, size).unflatten(1, (2, -1)).max(dim=2).indices  # on a CPU 7 times faster than argmax
-    values = F.pad(classes + 1, (1, 0))  # channel 0 is the background
-    high, low = torch.gather(values, 1, maps.flatten(1)).view_as(maps).unbind(1)
+    refined = resize(kernels.par(resize(images, half), seeds), size).unflatten(1, (2, -1))
+    high, low = strongest(refined, classes + 1).unbind(1)
     return torch.where(high > 0, high, torch.where(low > 0, IGNORE, 0)).to(torch.uint8)
 
 
@@ -52,9 +52,20 @@ def at_half_size(cams: Tensor, size: tuple[int, int], half: tuple[int, int]) -> 
 
 
 def seed_probabilities(planes: Tensor, present: Tensor, background: float) -> Tensor:
-    """[B,1+K,h,w]: softmax over a constant background plane and the present classes; absent ones get 0."""
+    """[B,K,h,w]: softmax over a constant background plane, left out, and the present classes; absent ones get 0."""
     planes = planes.masked_fill(~present[:, :, None, None], -torch.inf)
-    return F.pad(planes, (0, 0, 0, 0, 1, 0), value=background).softmax(dim=1)
+    return F.pad(planes, (0, 0, 0, 0, 1, 0), value=background).softmax(dim=1)[:, 1:]
+
+
+def strongest(refined: Tensor, values: Tensor) -> Tensor:
+    """The value of the strongest class in each pixel, 0 where the background is at least as strong: int64 [B,L,H,W].
+
+    refined [B,L,K,H,W]: what PAR made of L backgrounds' class planes; values [B,K]. PAR is linear, so the background's
+    plane is what they leave of a refined plane of ones, and needs no refinement of its own.
+    """
+    best, where = refined.max(dim=2)
+    chosen = torch.gather(values, 1, where.flatten(1)).view_as(where)
+    return chosen * (best > REFINED_ONE - refined.sum(dim=2))
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

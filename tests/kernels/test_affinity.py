@@ -48,6 +48,11 @@ def test_fast_par_equals_the_reference(batch, masks, size, dilations, iterations
 
 
 @PATHS
+def test_masks_of_zeros_stay_zeros(path):
+    assert not path.par(torch.rand(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)).any()
+
+
+@PATHS
 def test_a_flat_picture_gives_finite_masks(path):
     assert path.par(torch.full((1, 3, 8, 8), 0.5), torch.rand(1, 2, 8, 8)).isfinite().all()
 

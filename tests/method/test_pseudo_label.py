@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+import kernels
 from ktse_dist.config.method import PseudoLabel
 from ktse_dist.method.pixels import denormalise
-from ktse_dist.method.pseudo_label import at_half_size, pseudo_labels, resize
+from ktse_dist.method.pseudo_label import REFINED_ONE, at_half_size, pseudo_labels, resize, strongest
 
 MEAN = tuple(255 * m for m in (0.485, 0.456, 0.406))
 STD = tuple(255 * s for s in (0.229, 0.224, 0.225))
@@ -54,3 +55,15 @@ def test_one_resize_equals_up_and_down_where_sizes_are_multiples(size, small):
 def test_a_picture_without_tags_is_all_background():
     labels = torch.zeros(1, 4)
     assert (pseudo_labels(torch.rand(1, 3, 32, 32), torch.randn(1, 4, 4, 4), labels, 1, PseudoLabel()) == 0).all()
+
+
+def test_the_background_left_by_the_classes_is_the_refined_background():
+    pictures, seeds = torch.rand(2, 3, 24, 20), torch.randn(2, 4, 24, 20).softmax(dim=1)
+    background, classes = kernels.par(pictures, seeds).split([1, 3], dim=1)
+    torch.testing.assert_close(REFINED_ONE - classes.sum(dim=1, keepdim=True), background, rtol=0, atol=1e-5)
+
+
+def test_the_strongest_class_is_that_of_the_highest_plane():
+    planes = torch.rand(2, 4, 9, 7).softmax(dim=1) * REFINED_ONE
+    expected = planes.argmax(dim=1, keepdim=True)
+    assert torch.equal(strongest(planes[:, None, 1:], torch.tensor([[1, 2, 3]] * 2)), expected)

@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels.ops.affinity.reference import EPSILON, NEIGHBOURS, SHARPNESS, position_weights
 from kernels.ops.present import filled_masks
 
-WEIGHTS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 30}  # CPU: one picture's weights stay in the cache over all iterations
+WEIGHTS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 30}  # CPU: a thread's part stays in its cache over all iterations
 
 
 @torch.no_grad()
@@ -23,7 +23,8 @@ def par(
     """Fast version of `kernels.par`."""
     height, width = images.shape[-2:]
     dilations = tuple(dilations)
-    pictures = max(1, WEIGHTS_AT_ONCE[images.device.type] // (len(NEIGHBOURS) * len(dilations) * height * width))
+    at_once = WEIGHTS_AT_ONCE[images.device.type] * (1 if images.is_cuda else torch.get_num_threads())
+    pictures = max(1, at_once // (len(NEIGHBOURS) * len(dilations) * height * width))
     refined = torch.zeros(*masks.shape[:2], height, width, dtype=masks.dtype, device=masks.device)
     for some, channels in _parts(masks, pictures):
         part = masks[some][:, channels].float().contiguous()
@@ -36,15 +37,16 @@ def par(
 def _parts(masks: Tensor, pictures: int) -> list[tuple[Tensor, Tensor]]:
     """Pictures to refine at once, with the channels that any of them has a mask in: an absent class's 0 stays 0.
 
-    Pictures with as many masks go together.
+    Pictures with as many masks go together, those without any nowhere.
     """
     count, channels = masks.shape[:2]
     filled = filled_masks(masks)
     if filled is None:
         every = torch.arange(max(count, channels), device=masks.device)
         return [(some, every[:channels]) for some in every[:count].split(pictures)]
-    order = filled.sum(dim=1).argsort(stable=True)
-    return [(some, filled[some].any(dim=0).nonzero()[:, 0]) for some in order.split(pictures)]
+    counts, order = filled.sum(dim=1).sort(stable=True)
+    order = order[counts > 0]
+    return [(some, filled[some].any(dim=0).nonzero()[:, 0]) for some in order.split(pictures) if len(some)]
 
 
 def _refined(masks: Tensor, weights: Tensor, dilations: tuple[int, ...], iterations: int) -> Tensor:
