@@ -29,6 +29,7 @@ from ktse_dist.inference.generate import SeedSource, parts
 from ktse_dist.mask_work import network_from, splits
 from ktse_dist.masks import make_masks
 from ktse_dist.run_folder import RunFolder
+from ktse_dist.run_lock import alone
 from ktse_dist.training.context import LocalContext
 from ktse_dist.training.job import Job
 from ktse_dist.training.loop import run
@@ -113,7 +114,9 @@ def phase1(runs: Path, seed: int) -> Path:
 
 def train(folder: RunFolder, config: Config, start: Path) -> float:
     """Phase 2 from the fork; returns its seconds."""
-    run(Job(config, folder, start=start), LocalContext())
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with alone(folder.path, "training"):
+        run(Job(config, folder, start=start), LocalContext())
     if not folder.model.exists():
         raise SystemExit(f"stopped: {folder.path}; the same command goes on")
     return folder.read_summary()["seconds"]["train"]
