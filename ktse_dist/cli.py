@@ -2,47 +2,41 @@
 
 import importlib
 import sys
+from typing import NamedTuple
 
 from ktse_dist.errors import UserError, run_main
 
+
+class Verb(NamedTuple):
+    module: str
+    about: str
+
+
 VERBS = {
-    "pack": "ktse_dist.data.pack.__main__",
-    "inspect": "ktse_dist.data.inspect",
-    "train": "ktse_dist.train",
-    "tune": "ktse_dist.tune",
-    "masks": "ktse_dist.masks",
-    "segment": "ktse_dist.segment",
-    "evaluate": "ktse_dist.evaluate",
-    "report": "ktse_dist.report",
-    "predict": "ktse_dist.predict",
-    "export": "ktse_dist.export",
-    "convert": "ktse_dist.models.convert",
-}
-ABOUT = {
-    "pack": "pictures and tags to shards: voc, coco, folder, stickers",
-    "inspect": "what a packed data set holds, and whether it is whole",
-    "train": "the network that finds tagged things (KTSE), on one machine or a cluster",
-    "tune": "a search for settings, or a grid",
-    "masks": "a run's masks: CAMs, then the CRF or IRN",
-    "segment": "a network that learns from the masks and needs no tags",
-    "evaluate": "scores against ground truth",
-    "report": "one page of curves, scores and pictures",
-    "predict": "masks of new pictures, by a run or by a network's file",
-    "export": "masks as PNG, COCO, YOLO, Label Studio; the network as ONNX",
-    "convert": "published weights to safetensors",
+    "pack": Verb("ktse_dist.data.pack.__main__", "pictures and tags to shards: voc, coco, folder, stickers"),
+    "inspect": Verb("ktse_dist.data.inspect", "what a packed data set holds, and whether it is whole"),
+    "train": Verb("ktse_dist.train", "the network that finds tagged things (KTSE), on one machine or a cluster"),
+    "tune": Verb("ktse_dist.tune", "a search for settings, or a grid"),
+    "masks": Verb("ktse_dist.masks", "a run's masks: CAMs, then the CRF or IRN"),
+    "segment": Verb("ktse_dist.segment", "a network that learns from the masks and needs no tags"),
+    "evaluate": Verb("ktse_dist.evaluate", "scores against ground truth"),
+    "report": Verb("ktse_dist.report", "one page of curves, scores and pictures"),
+    "predict": Verb("ktse_dist.predict", "masks of new pictures, by a run or by a network's file"),
+    "export": Verb("ktse_dist.export", "masks as PNG, COCO, YOLO, Label Studio; the network as ONNX"),
+    "convert": Verb("ktse_dist.models.convert", "published weights to safetensors"),
 }
 
 
 def dispatch(arguments: list[str]) -> None:
     """Hand the rest of the line to the verb's module; only that module is imported."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        verbs = "\n".join(f"  {verb:10}{about}" for verb, about in ABOUT.items())
+        verbs = "\n".join(f"  {name:10}{verb.about}" for name, verb in VERBS.items())
         print(f"usage: ktse VERB ...\n\n{verbs}\n\n`ktse VERB --help` says more.")
         return
     verb, *rest = arguments
     if verb not in VERBS:
         raise UserError(f"'{verb}' is no verb; allowed are {', '.join(VERBS)}")
-    importlib.import_module(VERBS[verb]).main(rest)
+    importlib.import_module(VERBS[verb].module).main(rest)
 
 
 def main() -> None:

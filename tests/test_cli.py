@@ -17,7 +17,7 @@ def test_every_verb_has_help_that_names_itself(verb, capsys):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_is_a_module_with_a_main(verb):
-    assert callable(importlib.import_module(VERBS[verb]).main)
+    assert callable(importlib.import_module(VERBS[verb].module).main)
 
 
 def test_help_names_every_verb(capsys):

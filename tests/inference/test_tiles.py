@@ -98,4 +98,5 @@ def test_many_cams_are_enlarged_in_parts_with_the_same_numbers(lite0, monkeypatc
     looks = look(lite0, np.random.default_rng(0).integers(0, 256, (1, 60, 80, 3), np.uint8), (1.0,), "opencv")
     whole = looks.cams(np.ones((1, 3)))[0].cams
     monkeypatch.setattr("ktse_dist.inference.multiscale.AT_ONCE", 60 * 80)
-    assert (looks.cams(np.ones((1, 3)))[0].cams == whole).all()
+    parts = looks.cams(np.ones((1, 3)))[0].cams
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-6)  # torch chooses how to enlarge by the number of maps
