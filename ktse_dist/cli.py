@@ -22,7 +22,7 @@ VERBS = {
     "evaluate": Verb("ktse_dist.evaluate", "scores against ground truth"),
     "report": Verb("ktse_dist.report", "one page of curves, scores and pictures"),
     "predict": Verb("ktse_dist.predict", "masks of new pictures, by a run or by a network's file"),
-    "export": Verb("ktse_dist.export", "masks as PNG, COCO, YOLO, Label Studio; the network as ONNX"),
+    "export": Verb("ktse_dist.export", "masks of a run, or predicted ones, for other tools; the network as ONNX"),
     "convert": Verb("ktse_dist.models.convert", "published weights to safetensors"),
 }
 

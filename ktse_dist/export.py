@@ -1,19 +1,24 @@
-"""`python -m ktse_dist.export --run RUN --format F --out DIR`: a run's masks in the formats of other tools.
+"""`python -m ktse_dist.export (--run RUN | --predictions DIR) --format F --out DIR`: masks in other tools' formats.
 
-`--format onnx --out FILE.onnx`: the segmentation network that `ktse segment` learnt from them.
+--run: a run's masks of its data set. --predictions: what ktse predict left in its folder.
+`--run RUN --format onnx --out FILE.onnx`: the segmentation network that `ktse segment` learnt.
 """
 
 import argparse
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from ktse_dist.data.decode import BadSample
 from ktse_dist.data.index import SPLITS, Index
+from ktse_dist.data.pack.picture import upright_jpeg
 from ktse_dist.data.pack.writer import new_dataset
+from ktse_dist.data.palette import voc_palette
 from ktse_dist.data.reader import Reader
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.inference.exports import FORMATS, Labelled, Names, new_bytes
@@ -21,30 +26,40 @@ from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.mask_work import splits
 from ktse_dist.models.onnx_file import save_onnx
 from ktse_dist.models.segmenter import load_segmenter
+from ktse_dist.reporting.prediction import mask_file
+from ktse_dist.reporting.prediction_log import Predictions, read_scores
 from ktse_dist.run_folder import RunFolder
 
 log = logging.getLogger("ktse")
 
+PREDICTED = "predicted"  # what stands for the split of pictures that belong to no data set
+
+
+class Source(NamedTuple):
+    """Masks to give away. labelled: one after the other; the pictures go into its argument, if that is a folder."""
+
+    names: Names
+    count: int
+    labelled: Callable[[Path | None], Iterator[Labelled]]
+
 
 def main(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
-    folder = RunFolder(options.run.absolute())
-    config = folder.read_config()
     if options.format == "onnx":
-        export_network(folder, options)
+        export_network(options)
         return
-    indices = [index for index in splits(config) if index.split in (options.split or SPLITS)]
-    found = sum(count(folder, index) for index in indices)
-    names = Names(indices[0].classes, indices[0].palette)
+    source = of_predictions(options) if options.predictions else of_run(options)
     with new_dataset(options.out) as unfinished:
-        pictures = labelled(folder, indices, unfinished / "images" if options.pictures else None)
-        FORMATS[options.format](unfinished, names, tqdm(pictures, "export", found, unit="picture"))
-    print(f"exported: {found} masks as {options.format} to {options.out}")
+        pictures = source.labelled(unfinished / "images" if options.pictures else None)
+        FORMATS[options.format](unfinished, source.names, tqdm(pictures, "export", source.count, unit="picture"))
+    print(f"exported: {source.count} masks as {options.format} to {options.out}")
 
 
 def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="ktse export", description=__doc__, allow_abbrev=False)
-    whole.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
+    whose = whole.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--run", type=Path, help="the folder that ktse train printed")
+    whose.add_argument("--predictions", type=Path, metavar="DIR", help="the --out of ktse predict")
     whole.add_argument(
         "--format", choices=[*FORMATS, "onnx"], default="png", help="default: %(default)s, in VOC's layout"
     )
@@ -54,7 +69,11 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def export_network(folder: RunFolder, options: argparse.Namespace) -> None:
+def export_network(options: argparse.Namespace) -> None:
+    if options.predictions:
+        raise UserError("--format onnx: predictions hold masks, no network; give --run")
+    folder = RunFolder(options.run.absolute())
+    folder.read_config()
     if options.split or options.pictures:
         raise UserError("--format onnx: a network has neither splits nor pictures; leave out --split and --pictures")
     if not folder.segment.model.is_file():
@@ -63,6 +82,21 @@ def export_network(folder: RunFolder, options: argparse.Namespace) -> None:
         raise UserError(f"--out {options.out}: give a new file, NAME.onnx, in a folder that is there")
     save_onnx(options.out, load_segmenter(folder.segment.model))
     print(f"exported: the network of {folder.segment.path} to {options.out}")
+
+
+def of_run(options: argparse.Namespace) -> Source:
+    folder = RunFolder(options.run.absolute())
+    indices = [index for index in splits(folder.read_config()) if index.split in (options.split or SPLITS)]
+    found = sum(count(folder, index) for index in indices)
+    return Source(Names(indices[0].classes, indices[0].palette), found, partial(labelled, folder, indices))
+
+
+def of_predictions(options: argparse.Namespace) -> Source:
+    if options.split:
+        raise UserError("--split: predicted pictures belong to no split; leave it out")
+    found = read_scores(options.predictions)
+    names = Names(found.classes, voc_palette(len(found.classes) + 1))
+    return Source(names, len(found.paths), partial(predicted, options.predictions, found))
 
 
 def count(folder: RunFolder, index: Index) -> int:
@@ -85,6 +119,18 @@ def labelled(folder: RunFolder, indices: list[Index], images: Path | None) -> It
                 copy_picture(reader, row, images / index.split / f"{key}.jpg")
             source = str(json.loads(reader.read(row, "json")).get("source", ""))
             yield Labelled(index.split, key, source, masks.read(row, "mask"))
+
+
+def predicted(folder: Path, predictions: Predictions, images: Path | None) -> Iterator[Labelled]:
+    """Every mask that ktse predict made, under the picture's name."""
+    for name, path in predictions.paths.items():
+        try:
+            if images:
+                new_bytes(images / PREDICTED / f"{name}.jpg", upright_jpeg(path.read_bytes())[0])
+            content = (folder / mask_file(name)).read_bytes()
+        except (FileNotFoundError, BadSample) as error:
+            raise UserError(f"{name}: {error}; give the same ktse predict again") from None
+        yield Labelled(PREDICTED, name, str(path), content)
 
 
 def copy_picture(reader: Reader, row: int, file: Path) -> None:

@@ -119,7 +119,7 @@ def of_network(options: argparse.Namespace) -> NetworkPredictor:
     usual = Segment()
     own = {"scales": () if options.quick else usual.scales, "crf": "none" if options.quick else usual.crf}
     own["long_side"] = options.long_side or LARGEST
-    settings = {"model": file_digest(options.model), **own, "scales": list(own["scales"])}
+    settings = {"model": file_digest(options.model), **own, "scales": list(own["scales"]), "classes": list(classes)}
     workers = PROCESSES if options.processes is None else options.processes
     return NetworkPredictor(network, classes, processes=workers, settings=settings, **own)
 
@@ -151,6 +151,7 @@ def predictor_of(
         "long_side": long_side or round(BEYOND_TRAINING * config.data.long_side[1]),
     }
     own = {key: value for key, value in settings.items() if key != "model"}
+    settings["classes"] = list(model.classes)
     if settings["refine"] == "irn":
         file = folder.refinement.model
         settings |= {"refinement": file_digest(file), "beta": kept.irn.beta}

@@ -1,5 +1,7 @@
 """`ktse predict --model`: segmentation networks in both kinds of file, real files in, real files out."""
 
+import contextlib
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 from torch import nn
 
 from ktse_dist import export, predict
@@ -155,3 +158,58 @@ def test_an_export_that_cannot_be_is_one_line(run, tmp_path, arguments, said):
     with pytest.raises(UserError, match=said):
         export.main([*usual, *arguments])
     assert not list(tmp_path.iterdir())
+
+
+def coco_of(out: Path) -> COCO:
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(out / "predicted.json")
+
+
+def test_predictions_are_exported_to_the_same_pixels_with_upright_pictures_beside_them(run, photo, tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.open(photo).save(tmp_path / "turned.jpg", exif=turned)
+    scores = ask(run.segment.model, tmp_path / "predictions", photo, tmp_path / "turned.jpg", "--quick")
+    export.main(
+        [
+            "--predictions",
+            str(tmp_path / "predictions"),
+            "--format",
+            "coco",
+            "--out",
+            str(tmp_path / "out"),
+            "--pictures",
+        ]
+    )
+    coco = coco_of(tmp_path / "out")
+    assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == CLASSES
+    for picture in coco.loadImgs(coco.getImgIds()):
+        name = picture["file_name"].removesuffix(".jpg")
+        mask = decode_mask((tmp_path / "predictions" / scores["pictures"][name]["mask"]).read_bytes())
+        found = np.zeros_like(mask)
+        for annotation in coco.loadAnns(coco.getAnnIds(picture["id"])):
+            found[coco.annToMask(annotation) > 0] = annotation["category_id"]
+        assert (found == mask).all() and picture["source"] == scores["pictures"][name]["path"]
+        with Image.open(tmp_path / "out" / "images" / "predicted" / picture["file_name"]) as copied:
+            assert copied.size == (picture["width"], picture["height"]) == mask.shape[::-1]
+            assert 0x0112 not in copied.getexif()
+    assert len(coco.imgs) == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "more", "said"),
+    [
+        (lambda folder: (folder / "scores.json").unlink(), [], "finished ktse predict"),
+        (lambda folder: (folder / "scores.json").write_text("{"), [], "damaged"),
+        (lambda folder: (folder / "scores.json").write_text('{"pictures": {"../x": {"path": "x"}}}'), [], "names that"),
+        (lambda folder: (folder / "masks" / "photo.png").unlink(), [], "photo.*same ktse predict again"),
+        (lambda folder: None, ["--split", "val"], "leave it out"),
+        (lambda folder: None, ["--format", "onnx"], "give --run"),
+    ],
+)
+def test_predictions_that_cannot_be_exported_are_one_line_and_leave_nothing(run, photo, tmp_path, damage, more, said):
+    ask(run.segment.model, tmp_path / "predictions", photo, "--quick")
+    damage(tmp_path / "predictions")
+    with pytest.raises(UserError, match=said):
+        export.main(["--predictions", str(tmp_path / "predictions"), "--out", str(tmp_path / "out"), *more])
+    assert {path.name for path in tmp_path.iterdir()} == {"photo.png", "predictions"}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from ktse_dist.data.index import KEY
 from ktse_dist.data.search import Found, with_digest
 from ktse_dist.errors import UserError
 from ktse_dist.reporting.prediction import PARTIAL, mask_file, overlay_file
@@ -21,6 +22,28 @@ class Line(NamedTuple):
 
     offset: int
     identity: list[Any]
+
+
+class Predictions(NamedTuple):
+    """What scores.json tells. paths: the picture of each name."""
+
+    classes: list[str]
+    paths: dict[str, Path]
+
+
+def read_scores(out: Path) -> Predictions:
+    """UserError for a folder that no ktse predict finished."""
+    file = out / SCORES
+    try:
+        scores = json.loads(file.read_text())
+        paths = {name: Path(record["path"]) for name, record in scores["pictures"].items() if KEY.fullmatch(name)}
+        if not paths or len(paths) < len(scores["pictures"]):
+            raise UserError(f"{file}: no pictures, or names that ktse predict does not give; predict them again")
+        return Predictions(scores["settings"]["classes"], paths)
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; --predictions takes the --out of a finished ktse predict") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{file}: damaged, or of an earlier version; give the same ktse predict again") from None
 
 
 class PredictionLog:
