@@ -140,7 +140,7 @@ def try_settings(runs: Path, table: Path, seed: int, name: str, *keys: str) -> N
     folder = RunFolder(runs.absolute() / f"seed-{seed}" / "search" / name)
     config = config_of(runs, "corrected", seed, *keys)
     seconds = train(folder, config, phase1(runs, seed))
-    source = SeedSource(network_from(folder.model, config.train.precision), splits(config)[0], config.masks, "opencv")
+    source = SeedSource(network_from(folder.model, config), splits(config)[0], config.masks, "opencv")
     masks = calibrate(source, folder.masks / "calibration.json")
     scores = source.new_scores()
     for _, rows in parts(source.index, source.config):

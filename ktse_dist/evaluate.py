@@ -1,6 +1,7 @@
 """`python -m ktse_dist.evaluate --run RUN`: the score of seeds and masks, into summary.json."""
 
 import argparse
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def evaluate(folder: RunFolder) -> dict[str, Any]:
     start = time.perf_counter()
     config = folder.read_config()
     train, val = splits(config)
-    fields = score(folder, train, val)
+    fields = score(folder, train, val) | {"masks_sha256": mask_digest(folder)}
     seconds = {"evaluate": round(time.perf_counter() - start, 1)}
     summary = folder.update_summary(**fields, versions=versions(), git=git_revision(), seconds=seconds)
     write_card(folder, config, train)  # now with its score
@@ -36,9 +37,16 @@ def evaluate(folder: RunFolder) -> dict[str, Any]:
 
 
 def evaluated(folder: RunFolder) -> dict[str, Any]:
-    """The run's summary with its score, which is computed only where it is not there yet."""
+    """The run's summary with its score, which is computed only where the masks have none yet."""
     summary = folder.read_summary()
-    return summary if "mask_boundary_miou" in summary else evaluate(folder)
+    known = "mask_boundary_miou" in summary and summary.get("masks_sha256") == mask_digest(folder)
+    return summary if known else evaluate(folder)
+
+
+def mask_digest(folder: RunFolder) -> str:
+    """Of all masks, by the hashes in their indexes."""
+    files = sorted(folder.masks.glob("*.masks.json"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def lines(summary: dict[str, Any]) -> str:
@@ -64,7 +72,8 @@ def lines(summary: dict[str, Any]) -> str:
     if "network_miou_final" in summary:  # ktse segment has run
         rows.append(network_line(summary))
     tags = f"tag mAP {summary['tag_map']} on val, {summary['phase1_tag_map']} at the end of phase 1"
-    return "\n".join([scored(summary), *rows, f"training        {summary['images_per_second']} images/s; {tags}"])
+    speed = summary.get("images_per_second", "?")  # lost with a summary.json that had to be deleted
+    return "\n".join([scored(summary), *rows, f"training        {speed} images/s; {tags}"])
 
 
 def scored(summary: dict[str, Any]) -> str:

@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from ktse_dist.data.decode import BadSample
 from ktse_dist.data.index import SPLITS, Index
+from ktse_dist.data.mask_shards import MaskIndex
 from ktse_dist.data.pack.picture import upright_jpeg
 from ktse_dist.data.pack.writer import new_dataset
 from ktse_dist.data.palette import voc_palette
 from ktse_dist.data.reader import Reader
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.inference.exports import FORMATS, Labelled, Names, new_bytes
-from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.mask_work import splits
 from ktse_dist.models.onnx_file import save_onnx
 from ktse_dist.models.segmenter import load_segmenter

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
+import kernels
+from kernels.dispatch import check_device
 from ktse_dist import models
 from ktse_dist.config import Config
 from ktse_dist.data.bad_samples import FEW
@@ -20,6 +21,7 @@ from ktse_dist.data.index import Index
 from ktse_dist.data.pool import WorkerDied
 from ktse_dist.data.remote_set import locate
 from ktse_dist.errors import UserError
+from ktse_dist.evaluation.counts import read_counts
 from ktse_dist.inference.boundaries import BoundaryNetwork, boundary_network_of
 from ktse_dist.inference.calibration import calibrate, truth_rows
 from ktse_dist.inference.generate import (
@@ -120,6 +122,11 @@ class Maker:
             return self._make(piece, tick)
         except OSError as error:
             raise UserError(f"{piece}: {error}; mend that, the same command goes on from what is finished") from error
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{piece}: no room on the GPU ({str(error).partition('. ')[0]}); delete the masks and make them with a "
+                "lower masks.max_pixels"
+            ) from error
 
     def _make(self, piece: Piece, tick: Tick) -> list[Unreadable]:
         source, folder = self._source(piece), place(self._folder, piece.look)
@@ -159,7 +166,7 @@ def refinement_from(model: Path, precision: str) -> BoundaryNetwork:
 def network_for(folder: RunFolder, config: Config, look: Look) -> CamNetwork:
     if look == "phase1":
         return phase1_network(folder, config)
-    return network_from((folder.baseline if look == "baseline" else folder).model, config.train.precision)
+    return network_from((folder.baseline if look == "baseline" else folder).model, config)
 
 
 def phase1_network(folder: RunFolder, config: Config) -> CamNetwork:
@@ -167,13 +174,13 @@ def phase1_network(folder: RunFolder, config: Config) -> CamNetwork:
     weights = checkpoint.load(folder.phase1).weights
     backbone, head = models.build(config.model, weights["head.fc9.weight"].shape[0] - 1, load_weights=False)
     nn.ModuleDict({"backbone": backbone, "head": head}).load_state_dict(weights)
-    return inference_network(backbone, head, config.train.precision)
+    return inference_network(backbone, head, config)
 
 
-def network_from(model: Path, precision: str) -> CamNetwork:
-    """A finished run's network, in the precision that it was trained with."""
+def network_from(model: Path, config: Config) -> CamNetwork:
+    """A finished run's network."""
     backbone, head, _, _ = trained_model(model)
-    return inference_network(backbone, head, precision)
+    return inference_network(backbone, head, config)
 
 
 def trained_model(path: Path) -> Model:
@@ -186,9 +193,20 @@ def check_trained(path: Path) -> None:
         raise UserError(f"{path}: not there; training has not finished: run the same ktse train command again")
 
 
-def inference_network(backbone: nn.Module, head: nn.Module, precision: str) -> CamNetwork:
+def inference_network(backbone: nn.Module, head: nn.Module, config: Config) -> CamNetwork:
+    """The run's network in the precision that it was trained with, and this process in the run's kernels.mode."""
     device = inference_device()
-    return network_of(backbone.to(device), head.to(device), device, bf16=precision == "bf16")
+    use_kernels(config.kernels.mode, device)
+    return network_of(backbone.to(device), head.to(device), device, bf16=config.train.precision == "bf16")
+
+
+def use_kernels(mode: str, device: torch.device) -> None:
+    """UserError for a mode that this machine cannot run."""
+    try:
+        kernels.set_mode(mode)
+        check_device(device.type == "cuda")
+    except ValueError as error:
+        raise UserError(f"{error}; or set KTSE_KERNELS=auto in the environment") from None
 
 
 def inference_device() -> torch.device:
@@ -206,9 +224,8 @@ class Unread:
         """Count those of finished pieces."""
         for piece in made:
             if piece.look == "masks":
-                with np.load(scores_file(folder.masks, piece.part.name)) as counted:
-                    found = len(counted["unreadable"]) if "unreadable" in counted else 0
-                self._count(piece, found, "named when its masks were made")
+                counted = read_counts(scores_file(folder.masks, piece.part.name))
+                self._count(piece, len(counted.get("unreadable", ())), "named when its masks were made")
 
     def add(self, piece: Piece, found: list[Unreadable]) -> None:
         if piece.look != "masks":

@@ -18,9 +18,9 @@ from ktse_dist.config import Config
 from ktse_dist.config.stages import Masks
 from ktse_dist.config_file import merge, parse_override, validate
 from ktse_dist.data.index import Index
+from ktse_dist.data.mask_settings import keep_settings
+from ktse_dist.data.mask_shards import remove_partials, write_mask_index
 from ktse_dist.errors import UserError, run_main
-from ktse_dist.inference.mask_shards import remove_partials, write_mask_index
-from ktse_dist.inference.settings import keep_settings
 from ktse_dist.mask_work import (
     Piece,
     Told,

@@ -11,14 +11,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ktse_dist.config.stages import Segment
+from ktse_dist.data.mask_settings import kept_settings
 from ktse_dist.data.pool import WorkerDied
 from ktse_dist.data.search import find_pictures
 from ktse_dist.data.tag_file import read_tags
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.evaluate import evaluated
 from ktse_dist.inference.segmentation import LogitNetwork, SegmentationNetwork
-from ktse_dist.inference.settings import kept_settings
 from ktse_dist.mask_work import inference_device, inference_network, refinement_from, trained_model
 from ktse_dist.models.onnx_file import load_onnx
 from ktse_dist.models.segmenter import load_segmenter
@@ -58,6 +60,9 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--out {options.out}: {error}; make room there, the same command then goes on") from None
     except WorkerDied as error:
         raise UserError(f"--processes: {error}; the same command goes on from what is finished") from None
+    except torch.OutOfMemoryError as error:
+        why = str(error).partition(". ")[0]
+        raise UserError(f"--long-side: no room on the GPU ({why}); give a smaller one") from error
     finally:
         log.close()
     told = f"; tags of {sum(p.path in given for p in found)} were given" if given else ""
@@ -138,7 +143,7 @@ def predictor_of(
     """None: the threshold that the run's held-out tags chose, a size near that of training, processes as for masks."""
     config = folder.read_config()
     model = trained_model(folder.model)
-    network = inference_network(model.backbone, model.head, config.train.precision)
+    network = inference_network(model.backbone, model.head, config)
     kept, summary = kept_settings(folder.masks), evaluated(folder)
     settings = {
         "model": file_digest(folder.model),

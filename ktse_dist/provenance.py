@@ -17,11 +17,12 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The revision of this source tree; None for an installed package."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    """The revision of this source tree; None for an installed package, which may lie in somebody else's tree."""
+    tree = Path(__file__).resolve().parent.parent
+    command = ["git", "-C", str(tree), "rev-parse", "--show-toplevel", "HEAD"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except FileNotFoundError:
+    except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    top, _, revision = found.stdout.strip().partition("\n")
+    return revision if revision and Path(top).resolve() == tree else None

@@ -7,10 +7,10 @@ import argparse
 import time
 from pathlib import Path
 
+from ktse_dist.data.mask_settings import kept_settings
 from ktse_dist.errors import run_main
 from ktse_dist.evaluate import evaluated, lines
 from ktse_dist.inference.generate import SeedSource
-from ktse_dist.inference.settings import kept_settings
 from ktse_dist.mask_work import network_from, splits
 from ktse_dist.reporting.page import Material, render
 from ktse_dist.run_folder import RunFolder, write_text
@@ -31,9 +31,9 @@ def material(folder: RunFolder) -> Material:
     """All that the page is made of. UserError names the stage that is still to run."""
     config = folder.read_config()
     train, val = splits(config)
-    networks = [network_from(folder.model, config.train.precision)]
+    networks = [network_from(folder.model, config)]
     if folder.baseline.model.is_file():
-        networks.append(network_from(folder.baseline.model, config.train.precision))
+        networks.append(network_from(folder.baseline.model, config))
     settings = kept_settings(folder.masks)
     summary = evaluated(folder)
     run, *baseline = (SeedSource(network, val, settings, config.data.resize) for network in networks)

@@ -111,6 +111,12 @@ class RunFolder:
             return {}
         return read_json(self.summary_file, "delete it; ktse evaluate writes it anew")
 
+    def spent(self, stage: str) -> dict[str, float]:
+        """The seconds of this folder's training, under the name that it has in another's summary; a summary.json that
+        had to be deleted took them along."""
+        seconds = self.read_summary().get("seconds", {})
+        return {stage: seconds["train"]} if "train" in seconds else {}
+
     def update_summary(self, **fields: Any) -> dict[str, Any]:
         """Merge fields into summary.json; `seconds` is merged one level deeper and its total kept true."""
         summary = self.read_summary()

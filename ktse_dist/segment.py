@@ -8,26 +8,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from ktse_dist.config import Config
 from ktse_dist.config_file import merge, parse_override, validate
+from ktse_dist.data.mask_settings import keep_settings, kept_settings
+from ktse_dist.data.mask_shards import remove_partials, write_mask_index
 from ktse_dist.data.pool import WorkerDied
 from ktse_dist.errors import UserError, run_main
-from ktse_dist.evaluation.network import network_line, network_scores
+from ktse_dist.evaluation.network import Scores, network_line, network_scores
 from ktse_dist.evaluation.score import BACKGROUND
-from ktse_dist.inference.answers import Answers, Scores
+from ktse_dist.inference.answers import Answers
 from ktse_dist.inference.generate import parts
-from ktse_dist.inference.mask_shards import remove_partials, write_mask_index
 from ktse_dist.inference.segmentation import SegmentationNetwork
-from ktse_dist.inference.settings import keep_settings, kept_settings
-from ktse_dist.mask_work import splits
+from ktse_dist.mask_work import inference_device, splits
 from ktse_dist.models.segmenter import load_segmenter
 from ktse_dist.presets import SEGMENT, SEGMENT_SMALL
 from ktse_dist.run_folder import RunFolder, write_text
 from ktse_dist.run_lock import alone
-from ktse_dist.train import check_compiler, check_installed, check_kernels, make_folder, train
+from ktse_dist.train import check_compiler, check_installed, check_kernels, for_workers, make_folder, train
 from ktse_dist.training.checkpoint import file_digest
 from ktse_dist.training.job import Job, prepare
 from ktse_dist.training.segment_task import SegmentTask
@@ -85,7 +84,7 @@ def stage2(folder: RunFolder, overrides: list[str]) -> Config:
     if run.model.backbone == SMALL:
         own = {"data": {"crop": run.data.crop}, "model": {"weights": folder.model}}
         preset = merge(SEGMENT, SEGMENT_SMALL, own)
-    config = validate(merge(base, preset, *(parse_override(text) for text in overrides)))
+    config = for_workers(validate(merge(base, preset, *(parse_override(text) for text in overrides))))
     check_batch(config)
     if config.train.recompute and config.model.backbone in ("resnet50", "resnet101"):
         raise UserError(
@@ -129,10 +128,11 @@ def test(folder: RunFolder, config: Config) -> dict[str, Any]:
     start, own = time.perf_counter(), folder.segment
     model = load_segmenter(own.model)
     _, val = splits(config)
-    planned = list(parts(val, kept_settings(folder.masks)))
-    keep_settings(own.masks, own.model, config.segment, config.data.resize, [val], "segment")
+    of_masks = kept_settings(folder.masks)
+    planned = list(parts(val, of_masks))
+    keep_settings(own.masks, own.model, config.segment, config.data.resize, [val], of_masks.pictures.val)
     remove_partials(own.masks)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = inference_device()
     networks = [network.to(device) for network in model.networks]
     network = SegmentationNetwork(networks, device, config.train.precision == "bf16")
     answers = Answers(network, val, config.segment, config.masks.processes, own.masks)
@@ -148,7 +148,7 @@ def test(folder: RunFolder, config: Config) -> dict[str, Any]:
     fields = network_scores(scores, val.classes)
     if scores.final.pictures:
         scores.final.write_table(own.confusion, [BACKGROUND, *val.classes])
-    seconds = {"segment": own.read_summary()["seconds"]["train"]}
+    seconds = own.spent("segment")
     if made:  # a second call finds everything there, and its time is no figure
         seconds["segment_test"] = round(time.perf_counter() - start, 1)
     folder.update_summary(**fields, seconds=seconds)

@@ -3,8 +3,11 @@
 import argparse
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import kernels
 from kernels.dispatch import check_device
@@ -42,35 +45,42 @@ def main(arguments: list[str]) -> None:
     check_installed(config)
     check_compiler(config)
     check_kernels(config)
-    prepared = [prepare(job) for job in planned]
+    # a run at an address: what the working folder holds is replaced, which must not happen to a run at work there
+    with at_work(folder) if folder.address else nullcontext():
+        prepared = [prepare(job) for job in planned]
     index, schedule, saved = prepared[0]
     if options.dry_run:
         print(to_yaml(config), describe(config, index, schedule, saved), sep="\n")
         return
     if not saved:
         print(f"model.weights: {models.starting_point(config.model, index.classes)}")
-    make_folder(folder)
-    with alone(folder.path, "ktse train"):
+    with at_work(folder):
         train(planned)
         bring_results(planned)
     if not all(job.folder.model.exists() for job in planned):
         print(f"stopped: {folder.path}; the same command goes on where it stopped")
         raise SystemExit(STOPPED)
     if config.train.baseline and folder.baseline.model.exists():
-        folder.update_summary(seconds={"baseline": folder.baseline.read_summary()["seconds"]["train"]})
+        folder.update_summary(seconds=folder.baseline.spent("baseline"))
         send(folder, config, folder.summary_file)
     print(f"trained: {folder.address or folder.path}\nnext: ktse masks --run {folder.path}")
 
 
 def resolved(config: Config) -> Config:
-    """The config with absolute paths, so that it means the same from every folder, and a precision that every worker
-    shares; the embedded data are packed."""
+    """The config with absolute paths, so that it means the same from every folder and on every worker; the embedded
+    data are packed."""
     path = dataset_path(config)
     if config.data.path is None:
         pack_stickers(path)
     found = {"run": {"root": run_address(config) or run_root(config)}, "data": {"path": path}}
     if config.data.cache.folder:
         found["data"]["cache"] = {"folder": config.data.cache.folder.expanduser().absolute()}
+    return for_workers(validate(merge(config.model_dump(by_alias=True), found)))
+
+
+def for_workers(config: Config) -> Config:
+    """The config with what all workers must agree on: where the weights to start from lie, and a precision."""
+    found: dict[str, Any] = {}
     if isinstance(config.model.weights, Path):
         found["model"] = {"weights": config.model.weights.expanduser().absolute()}
     if config.train.precision == "auto":
@@ -103,6 +113,14 @@ def check_kernels(config: Config) -> None:
         check_device(uses_gpu(config))
     except ValueError as error:
         raise UserError(f"{error}; or set kernels.mode=auto") from None
+
+
+@contextmanager
+def at_work(folder: RunFolder) -> Iterator[None]:
+    """The run's folder, made and this command's alone."""
+    make_folder(folder)
+    with alone(folder.path, "ktse train"):
+        yield
 
 
 def make_folder(folder: RunFolder) -> None:

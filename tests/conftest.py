@@ -210,10 +210,10 @@ def packed_masks(tmp_path_factory):
     """A run that was not trained; the masks of its first 8 training pictures are the ground truth."""
     from ktse_dist.config_file import load_config
     from ktse_dist.data.index import Index
+    from ktse_dist.data.mask_shards import MaskFiles, write_mask_index, write_mask_shard
     from ktse_dist.data.pack.stickers import pack_stickers
     from ktse_dist.data.reader import Reader
     from ktse_dist.inference.formats import encode_confidence, encode_mask
-    from ktse_dist.inference.mask_shards import MaskFiles, write_mask_index, write_mask_shard
     from ktse_dist.run_folder import RunFolder
 
     root = tmp_path_factory.mktemp("masked")

@@ -17,11 +17,11 @@ from pycocotools.coco import COCO
 from ktse_dist import export
 from ktse_dist.config_file import load_config
 from ktse_dist.data.index import Index
+from ktse_dist.data.mask_shards import MaskFiles, write_mask_index, write_mask_shard
 from ktse_dist.data.pack.writer import Sample, new_dataset, write_about, write_split
 from ktse_dist.data.palette import IGNORE, voc_palette
 from ktse_dist.errors import run_main
 from ktse_dist.inference.formats import encode_confidence, encode_mask
-from ktse_dist.inference.mask_shards import MaskFiles, write_mask_index, write_mask_shard
 from ktse_dist.inference.polygons import fill
 from ktse_dist.run_folder import RunFolder
 

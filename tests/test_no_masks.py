@@ -12,9 +12,9 @@ from PIL import Image
 from ktse_dist import masks, report, train
 from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index
+from ktse_dist.data.mask_shards import MaskIndex
 from ktse_dist.data.pack.writer import Sample, new_dataset, write_about, write_split
 from ktse_dist.errors import UserError
-from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.run_folder import RunFolder
 
 SMALL = ["data.crop=64", "data.long_side=[64,72]", "train.epochs=2", "train.phase1_epochs=1", "train.batch=[[0,6]]"]

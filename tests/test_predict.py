@@ -22,11 +22,11 @@ from ktse_dist.config.method import Network
 from ktse_dist.config_file import load_config
 from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index
+from ktse_dist.data.mask_shards import MaskIndex
 from ktse_dist.data.pack.writer import Sample, new_dataset, write_about, write_split
 from ktse_dist.data.palette import voc_palette
 from ktse_dist.data.search import find_pictures
 from ktse_dist.errors import run_main
-from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.models.weights import save_model
 from ktse_dist.reporting.prediction_log import PredictionLog
 from ktse_dist.run_folder import RunFolder

@@ -19,8 +19,8 @@ from ktse_dist import segment
 from ktse_dist.config.method import Network
 from ktse_dist.config_file import load_config
 from ktse_dist.data.index import Index
+from ktse_dist.data.mask_shards import MaskIndex
 from ktse_dist.errors import UserError
-from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.models import new_backbone
 from ktse_dist.models.segmenter import load_segmenter
 from ktse_dist.models.weights import save_model
@@ -111,6 +111,21 @@ def test_the_small_network_starts_from_what_the_run_has_learnt(masked_run):
     for network in networks:
         assert all(torch.equal(tensor, learnt[name]) for name, tensor in network.backbone.state_dict().items())
     assert not torch.equal(networks[0].aspp.c0.weight, networks[1].aspp.c0.weight)
+
+
+def test_workers_agree_on_precision_and_on_where_weights_lie(masked_run):
+    config = segment.stage2(masked_run, ["train.precision=auto", "model.weights=w/x.safetensors"])
+    assert config.train.precision in ("bf16", "fp32")
+    assert config.model.weights == Path("w/x.safetensors").absolute()
+
+
+def test_a_test_of_other_val_pictures_does_not_go_on(masked_run):
+    call(masked_run)
+    settings = json.loads((masked_run.masks / "settings.json").read_text())
+    settings["pictures"]["val"] = 2
+    (masked_run.masks / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"^masks\.pictures\.val: 2, but the masks in .*segment/masks .* with None"):
+        call(masked_run)
 
 
 def test_missing_masks_are_named(masked_run):

@@ -13,8 +13,8 @@ from ktse_dist.data.augment import Crop, augment, augment_labels, draw
 from ktse_dist.data.bad_samples import Replaced
 from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index
+from ktse_dist.data.mask_shards import MaskIndex
 from ktse_dist.data.stream import AUGMENTATION, IMAGE, Loader, Making, Place, Plan, pixels, stack
-from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.method.batch import LabelledBatch
 
 SCALES = (0.5, 1.5)  # of the packed picture, drawn uniformly

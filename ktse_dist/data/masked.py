@@ -13,10 +13,10 @@ from ktse_dist.data import keyed
 from ktse_dist.data.bad_samples import Replaced
 from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index
+from ktse_dist.data.mask_shards import MaskIndex
 from ktse_dist.data.palette import IGNORE
 from ktse_dist.data.region import cut_map, cut_picture, draw_region
 from ktse_dist.data.stream import AUGMENTATION, DROPOUT, IMAGE, Loader, Making, Place, Plan, stack
-from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.method.batch import MaskedBatch
 
 

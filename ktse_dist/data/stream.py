@@ -3,6 +3,7 @@
 A webdataset pipeline whose source is our order, so that it can start at any global batch.
 """
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -101,12 +102,15 @@ def load(index: Index, data: Data, seed: int, plan: Plan, making: Making) -> Ite
     if not data.workers:
         yield from pipeline
         return
-    # a forked child of a process with Ray's threads may hang: workers come from a clean server process
+    # a forked child of a process with Ray's threads may hang: workers come from a clean server process, which has
+    # imported what they need
+    clean = multiprocessing.get_context("forkserver")
+    clean.set_forkserver_preload([__name__])
     loader = DataLoader(
         Told(pipeline),
         batch_size=None,
         num_workers=data.workers,
-        multiprocessing_context="forkserver",
+        multiprocessing_context=clean,
         pin_memory=torch.cuda.is_available(),
     )
     for batch in watched(loader):

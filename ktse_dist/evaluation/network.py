@@ -1,10 +1,34 @@
 """What a segmentation network's masks are worth, for summary.json and for people."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ktse_dist.evaluation.counts import read_counts, write_counts
+from ktse_dist.evaluation.mask_score import MaskScore
+from ktse_dist.evaluation.miou import Confusion
 from ktse_dist.evaluation.score import BACKGROUND, by_class, rounded
-from ktse_dist.inference.answers import LOOKS, Scores
+
+LOOKS = ("single", "multi", "final")  # at one scale; over scales; with the CRF, as the files show it
+
+
+class Scores:
+    """Pixel counts of the three looks at some pictures; of the final one edges, too."""
+
+    def __init__(self, classes: int):
+        self.single, self.multi, self.final = Confusion(classes), Confusion(classes), MaskScore(classes)
+
+    def looks(self) -> dict[str, Confusion]:
+        return dict(zip(LOOKS, (self.single, self.multi, self.final.confusion), strict=True))
+
+    def save(self, path: Path) -> None:
+        write_counts(path, single=self.single.counts, multi=self.multi.counts, **self.final.state())
+
+    def add(self, path: Path) -> None:
+        saved = read_counts(path)
+        self.single.counts += saved["single"]
+        self.multi.counts += saved["multi"]
+        self.final.add(saved)
 
 
 def network_scores(scores: Scores, classes: Sequence[str]) -> dict[str, Any]:

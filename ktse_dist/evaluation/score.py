@@ -1,24 +1,23 @@
 """The honest score of a run: seeds, masks and tags, on val at what train chose."""
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index
+from ktse_dist.data.mask_settings import kept_settings
+from ktse_dist.data.mask_shards import MaskIndex, says_nothing
 from ktse_dist.data.reader import Reader
 from ktse_dist.errors import UserError
+from ktse_dist.evaluation.counts import read_counts
 from ktse_dist.evaluation.mask_score import MaskScore
 from ktse_dist.evaluation.miou import Confusion
 from ktse_dist.evaluation.sweep import ThresholdSweep
 from ktse_dist.evaluation.tags import average_precisions, choose_threshold, mean_average_precision, probabilities
-from ktse_dist.inference.mask_shards import MaskIndex, says_nothing
-from ktse_dist.inference.settings import kept_settings
 from ktse_dist.run_folder import RunFolder, read_json
 
 BACKGROUND = "background"  # its name among the classes of summary.json
@@ -57,14 +56,6 @@ class Seeds:
     @property
     def tag_map(self) -> float:
         return mean_average_precision(self.tags.logits, self.tags.labels)
-
-
-def read_counts(file: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(file, allow_pickle=False) as counts:
-            return dict(counts)
-    except (ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
-        raise UserError(f"{file}: damaged ({error}); delete it and make it anew: ktse masks --run RUN") from None
 
 
 def read_seeds(folder: Path, index: Index) -> Seeds:

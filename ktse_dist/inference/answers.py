@@ -10,39 +10,16 @@ import numpy as np
 from ktse_dist.config.stages import Segment
 from ktse_dist.data.decode import BadSample
 from ktse_dist.data.index import Index
+from ktse_dist.data.mask_shards import MaskFiles, write_mask_shard
 from ktse_dist.data.pool import ordered_map
 from ktse_dist.data.reader import Reader
-from ktse_dist.evaluation.mask_score import MaskScore
-from ktse_dist.evaluation.miou import Confusion
+from ktse_dist.evaluation.network import Scores
 from ktse_dist.inference.finish import Answer, finish
 from ktse_dist.inference.generate import Part, Tick, shrunk, side_within
-from ktse_dist.inference.mask_shards import MaskFiles, atomic, write_mask_shard
 from ktse_dist.inference.refine import Blank, sized
 from ktse_dist.inference.segmentation import SegmentationNetwork, segmented
 
 log = logging.getLogger("ktse")
-
-LOOKS = ("single", "multi", "final")  # at one scale; over scales; with the CRF, as the files show it
-
-
-class Scores:
-    """Pixel counts of the three looks at some pictures; of the final one edges, too."""
-
-    def __init__(self, classes: int):
-        self.single, self.multi, self.final = Confusion(classes), Confusion(classes), MaskScore(classes)
-
-    def looks(self) -> dict[str, Confusion]:
-        return dict(zip(LOOKS, (self.single, self.multi, self.final.confusion), strict=True))
-
-    def save(self, path: Path) -> None:
-        with atomic(path) as file:
-            np.savez(file, single=self.single.counts, multi=self.multi.counts, **self.final.state())
-
-    def add(self, path: Path) -> None:
-        with np.load(path) as saved:
-            self.single.counts += saved["single"]
-            self.multi.counts += saved["multi"]
-            self.final.add(saved)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 choose, if there are any."""
 
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ktse_dist.inference.generate import THRESHOLDS, Seed, SeedSource, Tick, par
 from ktse_dist.inference.refine import Blank, Task, foreground, label_maps
 from ktse_dist.run_folder import read_json, write_text
 
-CALIBRATION = 150  # training pictures that choose the background strength; their CAMs wait in memory
+CALIBRATION = 150  # training pictures that choose the background strength
 # Where no ground truth can choose: near the best on two sets that had one, and about the same
 # as each other: (1 - 0.3)^3 = 0.34. The published exponents 6 to 24 let in the context that our wider CAMs follow.
 DEFAULT_STRENGTHS = {"none": 0.3, "crf": 3.0, "irn": 0.25}  # irn: the published one
@@ -57,41 +58,42 @@ def strength_scores(
 ) -> tuple[int, list[float]]:
     """How many of `rows` can be read, and mIoU in percent of their label maps for each strength; keeps their seeds for
     the pass that follows."""
-    read: list[int] = []
+    count, ahead = 0, deque[Seed]()  # those whose label maps are being made
 
-    def keeping() -> Iterator[Seed]:
+    def readable() -> Iterator[Seed]:
+        nonlocal count
         for row in rows:
             seed = source.look(row)
             tick()
             if isinstance(seed, Seed):
-                source.kept[row] = seed
-                read.append(row)
+                source.keep(seed)
+                ahead.append(seed)
+                count += 1
                 yield seed
 
     score = exponent_scores if source.config.refine == "crf" else threshold_scores
-    seeds = (source.kept[row] for row in read)  # `read` grows ahead of it
-    scores = score(source, source.tasks(keeping(), strengths), strengths, seeds)
-    return len(read), scores
+    scores = score(source, source.tasks(readable(), strengths), strengths, ahead)
+    return count, scores
 
 
 def exponent_scores(
-    source: SeedSource, tasks: Iterator[Task | Blank], strengths: tuple[float, ...], seeds: Iterator[Seed]
+    source: SeedSource, tasks: Iterator[Task | Blank], strengths: tuple[float, ...], seeds: deque[Seed]
 ) -> list[float]:
-    """mIoU of the label maps for each exponent of the CRF's background. seeds: those of the tasks, in their order."""
+    """mIoU of the label maps for each exponent of the CRF's background. seeds: of the tasks under way, in order."""
     counts = [Confusion(len(source.index.classes)) for _ in strengths]
     for maps in ordered_map(label_maps, tasks, source.config.processes):
-        seed = next(seeds)
+        seed = seeds.popleft()
         for count, labels in zip(counts, maps, strict=True):
             count.update(labels, seed.truth)
     return [count.miou() for count in counts]
 
 
 def threshold_scores(
-    source: SeedSource, tasks: Iterator[Task | Blank], strengths: tuple[float, ...], seeds: Iterator[Seed]
+    source: SeedSource, tasks: Iterator[Task | Blank], strengths: tuple[float, ...], seeds: deque[Seed]
 ) -> list[float]:
     """As `exponent_scores`, for thresholds: one pass over a picture's planes counts for all of them."""
     sweep = ThresholdSweep(len(source.index.classes), strengths)
     for planes in ordered_map(foreground, tasks, source.config.processes):
-        seed = next(seeds)
+        seed = seeds.popleft()
         sweep.update(seed.cams.keys, planes, seed.truth)
     return sweep.miou().tolist()

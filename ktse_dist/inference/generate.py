@@ -14,11 +14,12 @@ from ktse_dist.config.stages import Masks
 from ktse_dist.data.augment import Resize, resize_picture, target_size
 from ktse_dist.data.decode import BadSample
 from ktse_dist.data.index import Index
+from ktse_dist.data.mask_shards import MaskFiles, write_mask_shard
 from ktse_dist.data.pool import ordered_map
 from ktse_dist.data.reader import Reader
+from ktse_dist.evaluation.counts import write_counts
 from ktse_dist.evaluation.sweep import ThresholdSweep
 from ktse_dist.inference.boundaries import BoundaryNetwork, boundaries
-from ktse_dist.inference.mask_shards import MaskFiles, atomic, write_mask_shard
 from ktse_dist.inference.multiscale import CamNetwork, Looks, PictureCams, look
 from ktse_dist.inference.refine import (
     Blank,
@@ -30,6 +31,7 @@ from ktse_dist.inference.refine import (
     sized,
 )
 
+KEPT_BYTES = 1 << 30
 THRESHOLDS = tuple(step / 100 for step in range(2, 61))
 
 Tick = Callable[[], object]  # called when a picture is done
@@ -89,10 +91,10 @@ class SeedScores:
             self.sweep.update(seed.cams.keys, seed.cams.cams, seed.truth)
 
     def save(self, path: Path) -> None:
-        with atomic(path) as file:
-            counted = {"rows": np.array(self.rows, np.int64), "with_truth": self.with_truth}
-            counted["scores"] = np.array(self.scores, np.float32).reshape(len(self.rows), self.sweep.counts.shape[1])
-            np.savez_compressed(file, **counted, unreadable=[one.row for one in self.unreadable], **self.sweep.state())
+        counted = {"rows": np.array(self.rows, np.int64), "with_truth": self.with_truth}
+        counted["scores"] = np.array(self.scores, np.float32).reshape(len(self.rows), self.sweep.counts.shape[1])
+        counted["unreadable"] = np.array([one.row for one in self.unreadable], np.int64)
+        write_counts(path, **counted, **self.sweep.state())
 
 
 class SeedSource:
@@ -113,7 +115,8 @@ class SeedSource:
         self.network, self.index, self.config, self.resize = network, index, config, resize
         self.refinement = refinement
         self.reader = Reader(index)
-        self.kept: dict[int, Seed] = {}  # calibration's pictures, which are soon asked for again
+        self._kept: dict[int, Seed] = {}
+        self._room = 0 if config.workers else KEPT_BYTES  # with workers, another one may be asked for them
 
     def look(self, row: int) -> Seed | Unreadable:
         try:
@@ -123,7 +126,13 @@ class SeedSource:
 
     def seed(self, row: int) -> Seed:
         """BadSample for a picture, or a ground truth, that cannot be read."""
-        return self.kept.pop(row, None) or self._compute(row)
+        return self._kept.pop(row, None) or self._compute(row)
+
+    def keep(self, seed: Seed) -> None:
+        """One that is soon asked for again, while there is room."""
+        self._room -= seed.rgb.nbytes + seed.cams.cams.nbytes
+        if self._room >= 0:
+            self._kept[seed.row] = seed
 
     def _compute(self, row: int) -> Seed:
         packed, truth = self.reader.picture(row), self.reader.truth(row)

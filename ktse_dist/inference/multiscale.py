@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from ktse_dist.data.augment import Resize, resize_picture
 from ktse_dist.inference.tiles import tiled
 
-SCALES = (0.5, 1.0, 1.5, 2.0)
 PRESENT = 1e-5  # a label above this is a tag
 COARSE, ROUNDED = 4, 16  # pixels
 AT_ONCE = 8_000_000  # pixels of CAMs that are enlarged together
@@ -60,32 +59,6 @@ def network_of(
     return CamNetwork(cam, scores, backbone.stride, backbone.mean, backbone.std, device, bf16)
 
 
-def multiscale_cam(
-    network: CamNetwork,
-    rgb: np.ndarray,
-    labels: np.ndarray,
-    scales: Sequence[float] = SCALES,
-    resize: Resize = "pillow",
-) -> PictureCams:
-    """CAMs of one picture: rgb uint8 [H,W,3], labels [C] (image-level tags, 0 or 1)."""
-    return multiscale_cams(network, rgb[None], labels[None], scales, resize)[0]
-
-
-def multiscale_cams(
-    network: CamNetwork,
-    rgb: np.ndarray,
-    labels: np.ndarray,
-    scales: Sequence[float] = SCALES,
-    resize: Resize = "pillow",
-) -> list[PictureCams]:
-    """CAMs of B pictures of one size: rgb uint8 [B,H,W,3], labels [B,C].
-
-    Each scale is one pass over the B pictures and their B mirror images. Only tagged classes are upsampled, to HxW,
-    before the relu and the sum over views. resize: `pillow` is the published bicubic; `opencv` is faster, other pixels.
-    """
-    return look(network, rgb, scales, resize).cams(labels)
-
-
 @dataclass(frozen=True)
 class Looks:
     """What a network saw in B pictures of one size, before anybody said which classes are wanted.
@@ -101,7 +74,8 @@ class Looks:
 
     @torch.inference_mode()
     def cams(self, labels: np.ndarray) -> list[PictureCams]:
-        """The CAMs of the tagged classes: labels [B,C], above PRESENT for a tag."""
+        """The CAMs of the tagged classes: labels [B,C], above PRESENT for a tag. They alone are upsampled, before the
+        relu and the sum over views."""
         picture, tag = np.nonzero(labels > PRESENT)
         total = torch.zeros(len(tag), *self.size, device=self.views[0].device)
         few = max(1, AT_ONCE // (self.size[0] * self.size[1]))
@@ -141,7 +115,8 @@ def look(
 ) -> Looks:
     """One network pass a scale over B pictures of one size and their mirror images: rgb uint8 [B,H,W,3].
 
-    A scale at which a picture has more than max_pixels is seen in tiles (tiles.py).
+    resize: `pillow` is the published bicubic; `opencv` is faster, other pixels. Where a picture has more than
+    max_pixels at a scale, it is seen in tiles (tiles.py).
     """
     views, logits = [], []
     for scale in scales:
@@ -195,7 +170,7 @@ def _both_ways(cam: Tensor, picture: np.ndarray, tag: np.ndarray, size: tuple[in
 
 
 def _resized(rgb: np.ndarray, scale: float, resize: Resize) -> np.ndarray:
-    height, width = (round(side * scale) for side in rgb.shape[1:3])
+    height, width = (max(1, round(side * scale)) for side in rgb.shape[1:3])
     if (height, width) == rgb.shape[1:3]:
         return rgb
     return np.stack([resize_picture(picture, height, width, resize) for picture in rgb])

@@ -193,7 +193,8 @@ def worker_environment(config: Config) -> dict[str, str]:
     """The config reaches a worker by itself; KTSE_KERNELS, which wins over it, does not."""
     environment = {"OMP_NUM_THREADS": str(config.ray.threads)}
     environment |= {name: os.environ[name] for name in ("KTSE_KERNELS",) if name in os.environ}
-    return environment if config.ray.use_gpu else environment | {"DS_ACCELERATOR": "cpu"}
+    # Ray hides GPUs only from those that asked for one
+    return environment if config.ray.use_gpu else environment | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def train_on_worker(arguments: dict[str, Any]) -> None:

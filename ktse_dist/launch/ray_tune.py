@@ -29,6 +29,7 @@ from ktse_dist.errors import UserError
 from ktse_dist.launch.ray_train import RayContext, connect, user_error, worker_environment
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.search import Search, Trial, as_given, variant
+from ktse_dist.training.divergence import Diverged
 from ktse_dist.training.job import Job
 from ktse_dist.training.setup import prepare_process
 from ktse_dist.training.trial import run_trial, train_to
@@ -137,8 +138,8 @@ def trainable(plan: Plan) -> Callable[[dict[str, Any]], None]:
             trainer(plan, plan.trial(name, plan.values(sample)), name, [TuneReportCallback()]).fit()
         except ray.train.TrainingFailedError as error:
             mistake = user_error(error)
-            if mistake is None:
-                raise
+            if not isinstance(mistake, Diverged):  # a full disk, say, tells nothing of the settings
+                raise (mistake or error) from None
             # a learning rate at which the loss is no number is a result, too: the worst one
             tune.report({"rung": len(plan.rungs), METRIC: 0.0, "scores": [], "failed": str(mistake)})
 

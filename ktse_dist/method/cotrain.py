@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ktse_dist.config.stages import Segment
+from ktse_dist.data.palette import IGNORE
 from ktse_dist.method import mixing
 from ktse_dist.method.batch import MaskedBatch
 from ktse_dist.method.colour import recolour
 from ktse_dist.method.losses import share, world_size
-from ktse_dist.method.mixing import IGNORE, Scene, confident
+from ktse_dist.method.mixing import Scene, confident
 from ktse_dist.method.pixels import normalise_levels
 from ktse_dist.models.deeplab import upsampled
 from ktse_dist.models.noise import channel_hash

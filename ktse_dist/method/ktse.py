@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 import kernels
 from ktse_dist.config.method import Method
+from ktse_dist.data.palette import IGNORE
 from ktse_dist.method.batch import Batch
 from ktse_dist.method.losses import (
     classification_loss,
@@ -14,7 +15,7 @@ from ktse_dist.method.losses import (
     world_size,
 )
 from ktse_dist.method.pixels import denormalise, inside_mask, normalise
-from ktse_dist.method.pseudo_label import IGNORE, pseudo_labels
+from ktse_dist.method.pseudo_label import pseudo_labels
 
 IMAGE, PARTNER, ERASED, MIXED = range(4)  # roles: which of a sample's passes a noise mask belongs to
 ROLE_STEP = 0x2545F4914F6CDD1D

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ktse_dist.data.palette import IGNORE
 from ktse_dist.models.noise import channel_hash
-
-IGNORE = 255
 
 
 class Scene(NamedTuple):

@@ -6,10 +6,10 @@ from torch import Tensor
 
 import kernels
 from ktse_dist.config.method import PseudoLabel
+from ktse_dist.data.palette import IGNORE
 
-IGNORE = 255
-# what PAR makes of a plane of ones: in each of its 10 iterations a pixel's weights sum to 1.01
-REFINED_ONE = 1.01**10
+ITERATIONS = 10  # of PAR
+REFINED_ONE = 1.01**ITERATIONS  # what it makes of a plane of ones: a pixel's weights sum to 1.01
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def pseudo_labels(images: Tensor, cams: Tensor, labels: Tensor, most_tags: int, 
     classes, present = present_classes(labels, most_tags)
     planes = at_half_size(normalised(gather(cams.float(), classes), config.division), size, half)
     seeds = torch.cat([seed_probabilities(planes, present, level) for level in (config.high, config.low)], dim=1)
-    refined = resize(kernels.par(resize(images, half), seeds), size).unflatten(1, (2, -1))
+    refined = resize(kernels.par(resize(images, half), seeds, iterations=ITERATIONS), size).unflatten(1, (2, -1))
     high, low = strongest(refined, classes + 1).unbind(1)
     return torch.where(high > 0, high, torch.where(low > 0, IGNORE, 0)).to(torch.uint8)
 

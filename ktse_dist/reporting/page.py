@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ktse_dist.data.index import Index
+from ktse_dist.data.mask_shards import MaskIndex
 from ktse_dist.evaluation.mask_score import read_table
 from ktse_dist.evaluation.score import BACKGROUND, read_seeds
 from ktse_dist.inference.calibration import DEFAULT_STRENGTHS
 from ktse_dist.inference.generate import SeedSource
-from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.reporting.pictures import Row, group_rows, picture_row
 from ktse_dist.reporting.plots import confusion_plot, loss_plots, read_metrics, sweep_plot
 from ktse_dist.run_folder import RunFolder

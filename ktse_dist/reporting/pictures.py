@@ -10,10 +10,10 @@ from PIL import Image
 
 from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index
+from ktse_dist.data.mask_shards import MaskIndex, says_nothing
 from ktse_dist.data.palette import IGNORE
 from ktse_dist.data.reader import Reader
 from ktse_dist.inference.generate import Seed, SeedSource
-from ktse_dist.inference.mask_shards import MaskIndex, says_nothing
 from ktse_dist.inference.refine import sized
 from ktse_dist.reporting.drawing import COLOURS, heat, paint, seed_labels
 

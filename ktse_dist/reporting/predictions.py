@@ -15,7 +15,7 @@ from ktse_dist.inference.same_size import same_size
 from ktse_dist.reporting.prediction import Job, finish_picture, mask_file, overlay_file
 from ktse_dist.reporting.prediction_log import PredictionLog
 
-BATCH_PIXELS = {"cpu": 400_000, "cuda": 8_000_000}  # of the pictures that go through the network together
+BATCH_PIXELS = {"cpu": 3_200_000, "cuda": 8_000_000}  # that the network sees at once
 
 
 class Wanted(NamedTuple):
@@ -36,6 +36,7 @@ class Predictor(Protocol):
     """What looks at pictures. settings: what makes one prediction unlike another."""
 
     classes: list[str]
+    scales: Sequence[float]
     long_side: int
     processes: int
     settings: dict[str, Any]
@@ -78,7 +79,8 @@ def predict(predictor: Predictor, left: Sequence[Wanted], log: PredictionLog) ->
     sent: list[tuple[Wanted, Job]] = []  # those in the pool, oldest first
     with tqdm(total=len(left), desc="predict", unit="picture") as progress:
         loaded = readable_only(left, predictor, failed, progress)
-        budget = BATCH_PIXELS[predictor.device.type]
+        views = 2 * max(predictor.scales, default=1.0) ** 2  # a picture and its mirror image at the largest scale
+        budget = int(BATCH_PIXELS[predictor.device.type] / views)
         batches = same_size(loaded, lambda one: one.picture.rgb.shape[:2], budget)
         jobs = sending(jobs_of(predictor, batches), sent)
         for shares in ordered_map(partial(finish_picture, log.out), jobs, predictor.processes):

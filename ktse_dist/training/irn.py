@@ -112,8 +112,9 @@ def in_terms_of_masks() -> Iterator[None]:
         yield
     except UserError as error:
         said = str(error)
-        for section in ("train.batch", "model.weights", "data.crop"):
+        for section in ("train.batch", "train.epochs", "model.weights", "model.backbone", "data.crop"):
             said = said.replace(section, f"masks.irn.{section.partition('.')[2]}")
+        said = said.replace("optimiser.phase1.lr", "masks.irn.lr")
         raise UserError(said) from None
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ktse_dist.errors import UserError
 from ktse_dist.training import checkpoint
 from ktse_dist.training.accumulation import train_step
 from ktse_dist.training.context import RunContext
+from ktse_dist.training.divergence import check_loss
 from ktse_dist.training.engine import Engine, build_engine
 from ktse_dist.training.engine.host_copies import HostCopies
 from ktse_dist.training.job import Job, mirror_of, prepare
@@ -26,7 +26,7 @@ from ktse_dist.training.metrics import Means, MetricsLog, Progress
 from ktse_dist.training.mirror import published
 from ktse_dist.training.reached import Reached, going_on
 from ktse_dist.training.schedule import Schedule
-from ktse_dist.training.setup import uses_gpu
+from ktse_dist.training.setup import keep_freed_memory, return_freed_memory, uses_gpu
 from ktse_dist.training.task import KTSE_TASK, Task
 from ktse_dist.training.writer import Snapshot, Writer
 
@@ -37,8 +37,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def run(job: Job, context: RunContext) -> None:
     """Train until the last step, or until the context asks to stop; either way a checkpoint is written last."""
+    keep_freed_memory()
     try:
         run_on(job, context)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"train.batch: no room for a step on the GPU ({str(error).partition('. ')[0]}); set train.micro_batch or "
+            "train.recompute=true, or take more workers; the same command goes on from the last checkpoint"
+        ) from error
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -46,6 +52,8 @@ def run(job: Job, context: RunContext) -> None:
             f"{error.filename or job.folder.path}: {error.strerror}; free some space there and run the same command "
             "again, which goes on from the last checkpoint"
         ) from None
+    finally:
+        return_freed_memory()  # the masks of all sizes that this process may make next would leave gaps
 
 
 def run_on(job: Job, context: RunContext) -> None:
@@ -127,7 +135,7 @@ class Trainer:
             if step % self.config.train.log_steps == 0 or step == schedule.total_steps:
                 losses = means.over_ranks()
                 self.bad.check()
-                self._check_finite(step, losses["total"])
+                self._check_loss(step, losses["total"])
                 if metrics:
                     self._log(metrics, progress, step, losses)
             if stopping or self._is_checkpoint(step):
@@ -168,15 +176,9 @@ class Trainer:
             group["momentum"] = sgd.momentum
         return train_step(self.engine, batch, self.schedule.phase(step), self.config, self.context.world)
 
-    def _check_finite(self, step: int, total: float) -> None:
-        """The same answer on every rank: `total` is a mean over ranks."""
-        if not math.isfinite(total):
-            phase = self.schedule.phase(step - 1)
-            last = checkpoint.latest(self.job.folder.checkpoints)
-            raise UserError(
-                f"{self.job.task.rate_key(phase)}: the loss is {total} at step {step}; lower it or use "
-                f"train.precision=fp32. The last checkpoint is {last or 'none'}"
-            )
+    def _check_loss(self, step: int, total: float) -> None:
+        rate_key = self.job.task.rate_key(self.schedule.phase(step - 1))
+        check_loss(total, step, rate_key, checkpoint.latest(self.job.folder.checkpoints))
 
     def _log(self, metrics: MetricsLog, progress: Progress, step: int, losses: dict[str, float]) -> None:
         place, phase = self.schedule.place(step - 1), self.schedule.phase(step - 1)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from ktse_dist import __version__
 from ktse_dist.config import Config
 from ktse_dist.data.index import Index
+from ktse_dist.data.mask_shards import MaskIndex
 from ktse_dist.data.masked import masked
 from ktse_dist.data.stream import Plan, stream
 from ktse_dist.errors import UserError
-from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.method.batch import MaskedBatch
 from ktse_dist.method.cotrain import CoTraining
 from ktse_dist.models import build_deeplab

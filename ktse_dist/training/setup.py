@@ -10,13 +10,14 @@ from ktse_dist.config import Config
 
 STOPPED = 143  # exit status: what a shell reports for a process that SIGTERM ended
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+KEEPING = {M_MMAP_THRESHOLD: 1 << 30, M_TRIM_THRESHOLD: 1 << 30, M_TOP_PAD: 1 << 26}
+USUAL = {M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 64 << 20, M_TOP_PAD: 128 << 10}  # what glibc itself settles at
 
 
 def prepare_process(threads: int | None) -> None:
-    """Threads, memory and log lines. threads None: torch's own choice."""
+    """Threads and log lines. threads None: torch's own choice."""
     if threads:
         torch.set_num_threads(threads)
-    keep_freed_memory()
     start_logging()
 
 
@@ -46,9 +47,18 @@ def keep_freed_memory() -> None:
 
     For steps of one size: pictures of many sizes would leave gaps: masks of a large one took 6.7 GB, without it 3.
     """
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None)
-    gibibyte = 1 << 30
-    for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD):
-        libc.mallopt(option, gibibyte if option != M_TOP_PAD else gibibyte >> 4)
+    set_malloc(KEEPING)
+
+
+def return_freed_memory() -> None:
+    """The end of `keep_freed_memory`: what is free goes back to the system, now and later."""
+    set_malloc(USUAL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def set_malloc(options: dict[int, int]) -> None:
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        for option, value in options.items():
+            libc.mallopt(option, value)

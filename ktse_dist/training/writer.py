@@ -15,6 +15,7 @@ from torch import Tensor
 from ktse_dist.errors import UserError
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training import checkpoint
+from ktse_dist.training.divergence import check_weights
 from ktse_dist.training.mirror import Mirror
 
 log = logging.getLogger("ktse")
@@ -70,7 +71,7 @@ class Writer:
             self._thread.shutdown()
 
     def _write(self, names: list[str], snapshot: Snapshot) -> None:
-        check_finite(names[-1], snapshot.weights)
+        check_weights(names[-1], snapshot.weights)
         try:
             for name in names:
                 checkpoint.save(self._folder.checkpoints, name, *snapshot, self._keep)
@@ -83,12 +84,3 @@ class Writer:
                 f"{self._folder.checkpoints}: {names[-1]} could not be written ({error.strerror or error}); free some "
                 f"space there and run the same command again: it goes on from {last.name if last else 'the start'}"
             ) from None
-
-
-def check_finite(name: str, weights: dict[str, Tensor]) -> None:
-    """UserError for weights from which no run could go on. The logged loss may tell of them only later."""
-    if not all(tensor.isfinite().all() for tensor in weights.values()):
-        raise UserError(
-            f"optimiser: weights of {name} are no finite numbers any more, so it was not written; lower the learning "
-            "rates (optimiser.phase1.lr, optimiser.phase2.lr) or use train.precision=fp32, under a new run.name"
-        )

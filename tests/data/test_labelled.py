@@ -9,11 +9,11 @@ from ktse_dist.config.data import Data
 from ktse_dist.data.augment import Draw, augment_labels
 from ktse_dist.data.index import Index
 from ktse_dist.data.labelled import labelled
+from ktse_dist.data.mask_shards import MaskFiles, write_mask_index, write_mask_shard
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.data.reader import Reader
 from ktse_dist.data.stream import Plan, stream
 from ktse_dist.inference.formats import encode_confidence, encode_mask
-from ktse_dist.inference.mask_shards import MaskFiles, write_mask_index, write_mask_shard
 
 PICTURES = 6
 

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from ktse_dist.evaluation.network import network_line, network_scores
-from ktse_dist.inference.answers import Scores
+from ktse_dist.evaluation.network import Scores, network_line, network_scores
 
 TRUTH = np.array([[0, 0, 1, 255]], np.uint8)
 

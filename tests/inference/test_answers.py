@@ -10,12 +10,13 @@ from torch import nn
 from ktse_dist.config.stages import Segment
 from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index
+from ktse_dist.data.mask_shards import MaskIndex, write_mask_index
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.data.reader import Reader
 from ktse_dist.evaluation.miou import Confusion
-from ktse_dist.inference.answers import Answers, Scores
+from ktse_dist.evaluation.network import Scores
+from ktse_dist.inference.answers import Answers
 from ktse_dist.inference.generate import Part
-from ktse_dist.inference.mask_shards import MaskIndex, write_mask_index
 from ktse_dist.inference.segmentation import SegmentationNetwork, segmented
 from ktse_dist.models.deeplab import upsampled
 

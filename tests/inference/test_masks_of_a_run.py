@@ -10,19 +10,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 
 from ktse_dist import evaluate, export, masks, report
+from ktse_dist.config.stages import Masks
 from ktse_dist.config_file import load_config
 from ktse_dist.data import pool
 from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index
+from ktse_dist.data.mask_shards import MaskIndex
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.inference import generate
-from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.run_folder import RunFolder, write_text
 
 TORN = (3, 17)  # rows of train
@@ -100,6 +103,68 @@ def test_more_of_them_than_allowed_end_the_command_also_when_it_goes_on(run, tmp
             masks.main(["--run", str(folder), "masks.strength=0.3"])
     masks.main(["--run", str(folder), "masks.strength=0.3", "data.max_bad_fraction=0.2"])
     assert "4 pictures could not be read" in capsys.readouterr().out
+
+
+def test_masks_made_anew_are_scored_anew(run, tmp_path):
+    folder, _ = copy(run, tmp_path)
+    masks.main(["--run", str(folder), "masks.strength=0.3", "--refine", "none"])
+    first = evaluate.evaluated(RunFolder(folder))
+    assert first["background"]["strength"] == 0.3
+    shutil.rmtree(folder / "masks")
+    masks.main(["--run", str(folder), "masks.strength=0.4", "--refine", "none"])
+    assert evaluate.evaluated(RunFolder(folder))["background"]["strength"] == 0.4
+
+
+def test_a_lost_summary_is_written_anew(run, tmp_path, capsys):
+    folder, _ = copy(run, tmp_path)
+    masks.main(["--run", str(folder), "masks.strength=0.3", "--refine", "none"])
+    RunFolder(folder).summary_file.unlink()
+    evaluate.main(["--run", str(folder)])
+    assert "? images/s" in capsys.readouterr().out
+
+
+def test_damaged_counts_of_finished_masks_are_named(run, tmp_path):
+    folder, _ = copy(run, tmp_path)
+    masks.main(["--run", str(folder), "masks.strength=0.3", "--refine", "none"])
+    counts = next((folder / "masks").glob("train-*.seeds.npz"))
+    counts.write_bytes(counts.read_bytes()[:50])
+    with pytest.raises(UserError, match=rf"{counts.name}: damaged"):
+        masks.main(["--run", str(folder), "masks.strength=0.3", "--refine", "none"])
+
+
+def test_a_mode_of_the_kernels_that_this_machine_cannot_run_is_one_line(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("kernels.dispatch._chosen", "auto")  # as it is again after the test
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    folder, _ = copy(run, tmp_path)
+    RunFolder(folder).write_config(load_config(folder / "config.yaml", ["kernels.mode=triton"]))
+    with pytest.raises(UserError, match=r"needs a CUDA device.*or set KTSE_KERNELS=auto"):
+        masks.main(["--run", str(folder), "masks.strength=0.3"])
+
+
+def test_a_full_gpu_is_one_line(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 ...")
+
+    folder, _ = copy(run, tmp_path)
+    monkeypatch.setattr(generate, "look", full)
+    with pytest.raises(UserError, match=r"no room on the GPU \(CUDA out of memory\).*masks\.max_pixels"):
+        masks.main(["--run", str(folder), "masks.strength=0.3"])
+
+
+def test_pictures_of_the_calibration_wait_within_a_bound_and_for_nobody_elses_masks(monkeypatch):
+    size = 10 * 10 * (3 + 2 * 4)
+    monkeypatch.setattr(generate, "KEPT_BYTES", 2 * size)
+    seed = SimpleNamespace(rgb=np.zeros((10, 10, 3), np.uint8), cams=SimpleNamespace(cams=np.zeros((2, 10, 10), "f4")))
+    kept = {}
+    for workers in (0, 2):
+        index = SimpleNamespace(check_keys=lambda: None)
+        monkeypatch.setattr(generate, "Reader", lambda index: None)
+        source = generate.SeedSource(None, index, Masks(workers=workers), "opencv")
+        for row in range(4):
+            source.keep(SimpleNamespace(row=row, **vars(seed)))
+        monkeypatch.setattr(source, "_compute", lambda row: "computed")
+        kept[workers] = [row for row in range(4) if source.seed(row) != "computed"]
+    assert kept == {0: [0, 1], 2: []}
 
 
 def test_the_strength_is_chosen_on_those_that_can_be_read(run, tmp_path):

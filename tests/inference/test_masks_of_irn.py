@@ -15,8 +15,8 @@ from ktse_dist import evaluate, masks, predict, report
 from ktse_dist.config_file import load_config
 from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index
+from ktse_dist.data.mask_shards import MaskIndex
 from ktse_dist.errors import UserError
-from ktse_dist.inference.mask_shards import MaskIndex
 from ktse_dist.models.refinement import load_refinement
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training import checkpoint
@@ -75,6 +75,8 @@ def test_training_stopped_in_the_middle_ends_in_the_same_network_and_masks(finis
     folder = RunFolder(again)
     assert checkpoint.latest(folder.refinement.checkpoints).name == "step-00000003"
     monkeypatch.undo()
+    with pytest.raises(UserError, match=r"^masks\.irn\.lr: 0\.02, but .* was trained with 0\.01"):
+        masks.main(["--run", str(again), "--refine", "irn", *KEYS, "masks.irn.lr=0.02"])
     masks.main(["--run", str(again), "--refine", "irn", *KEYS])
     assert files(folder) == files(RunFolder(finished))
 

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from ktse_dist.inference.multiscale import CamNetwork, multiscale_cam, multiscale_cams, network_of, normalise
+from ktse_dist.inference.multiscale import CamNetwork, PictureCams, look, network_of, normalise
 from ktse_dist.models.cam_head import CamHead
+
+PUBLISHED = (0.5, 1.0, 1.5, 2.0)
+
+
+def cams_of(network, rgb, labels, scales=PUBLISHED, resize="pillow") -> PictureCams:
+    """Of one picture."""
+    return look(network, rgb[None], scales, resize).cams(labels[None])[0]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +28,7 @@ def network(case, tiny_network) -> CamNetwork:
 
 
 def test_cams_match_the_published_inference(case, network):
-    result = multiscale_cam(network, case["i0_rgb_u8"], case["i0_label"])
+    result = cams_of(network, case["i0_rgb_u8"], case["i0_label"])
     np.testing.assert_array_equal(result.keys, case["i0_keys"])
     np.testing.assert_allclose(result.cams, case["i0_norm_cam"], rtol=1e-4, atol=2e-6)
 
@@ -36,9 +43,9 @@ def test_a_batch_of_pictures_gives_each_what_it_gets_alone(case, network, resize
     rgb = np.stack([case["i0_rgb_u8"], case["i0_rgb_u8"][::-1], case["i0_rgb_u8"][:, ::-1]])
     labels = np.zeros((3, 20), np.float32)
     labels[0, [3, 7, 11]] = labels[2, [0]] = 1  # the middle picture has no tag
-    together = multiscale_cams(network, rgb, labels, resize=resize)
+    together = look(network, rgb, PUBLISHED, resize).cams(labels)
     for picture, tags, result in zip(rgb, labels, together, strict=True):
-        alone = multiscale_cam(network, picture, tags, resize=resize)
+        alone = cams_of(network, picture, tags, resize=resize)
         np.testing.assert_array_equal(result.keys, np.flatnonzero(tags))
         np.testing.assert_allclose(result.cams, alone.cams, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(result.scores, alone.scores, rtol=1e-4, atol=1e-6)
@@ -46,23 +53,31 @@ def test_a_batch_of_pictures_gives_each_what_it_gets_alone(case, network, resize
 
 def test_scores_are_the_mean_logits_over_scales_and_flips(case, network):
     rgb = case["i0_rgb_u8"]
-    result = multiscale_cam(network, rgb, case["i0_label"], scales=(0.5, 1))
+    result = cams_of(network, rgb, case["i0_label"], scales=(0.5, 1))
     views = [torch.from_numpy(case[f"i0_scaled{index}"])[None] for index in range(4)]
     expected = torch.stack([network.scores(network.cam(view))[0] for view in views]).mean(0)
     np.testing.assert_allclose(result.scores, expected.numpy(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("resize", ["pillow", "opencv"])
+def test_a_line_of_pixels_is_a_picture_at_every_scale(network, resize):
+    assert cams_of(network, np.zeros((300, 1, 3), np.uint8), np.eye(20)[3], (0.25, 1.0), resize).cams.shape[1:] == (
+        300,
+        1,
+    )
+
+
 def test_mirrored_pictures_get_mirrored_cams(case, network):
     rgb, labels = case["i0_rgb_u8"], case["i0_label"]
-    straight = multiscale_cam(network, rgb, labels, scales=(1,))
-    mirrored = multiscale_cam(network, rgb[:, ::-1], labels, scales=(1,))
+    straight = cams_of(network, rgb, labels, scales=(1,))
+    mirrored = cams_of(network, rgb[:, ::-1], labels, scales=(1,))
     np.testing.assert_allclose(mirrored.cams[:, :, ::-1], straight.cams, rtol=1e-4, atol=1e-6)
 
 
 def test_bf16_stays_close_to_fp32(case, network):
     half = replace(network, bf16=True)
-    exact = multiscale_cam(network, case["i0_rgb_u8"], case["i0_label"])
-    rough = multiscale_cam(half, case["i0_rgb_u8"], case["i0_label"])
+    exact = cams_of(network, case["i0_rgb_u8"], case["i0_label"])
+    rough = cams_of(half, case["i0_rgb_u8"], case["i0_label"])
     assert 0 < np.abs(rough.cams - exact.cams).max() < 0.1
 
 

@@ -14,6 +14,7 @@ from ktse_dist.launch import ray_tune
 from ktse_dist.launch.ray_tune import Halving, Plan, concurrent, label
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.search import load_search
+from ktse_dist.training.divergence import Diverged
 
 TUNE = Path(__file__).parents[2] / "configs" / "tune_erasing.yaml"
 
@@ -71,17 +72,29 @@ def test_a_trial_is_called_by_the_last_parts_of_its_keys_unless_two_are_the_same
     assert label({"arm": "+SIE"}) == "+SIE"
 
 
-def test_a_trial_whose_loss_is_no_number_scores_0_and_ends_no_other(monkeypatch):
-    class Diverges:
+def trial_that_fails_with(monkeypatch, mistake: UserError) -> list[dict]:
+    """What a trial tells Tune whose training ends in a user's mistake."""
+
+    class Fails:
         def fit(self):
             raise ray.train.TrainingFailedError
 
     told = []
-    monkeypatch.setattr(ray_tune, "trainer", lambda *about: Diverges())
-    monkeypatch.setattr(ray_tune, "user_error", lambda error: UserError("optimiser.phase2.lr: the loss is nan"))
+    monkeypatch.setattr(ray_tune, "trainer", lambda *about: Fails())
+    monkeypatch.setattr(ray_tune, "user_error", lambda error: mistake)
     monkeypatch.setattr(ray_tune, "name_cluster", lambda: None)
     monkeypatch.setattr(ray_tune, "TuneReportCallback", lambda: None)
     monkeypatch.setattr(tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "a"))
     monkeypatch.setattr(tune, "report", told.append)
     ray_tune.trainable(plan())({"optimiser.phase2.lr": 0.02})
+    return told
+
+
+def test_a_trial_whose_loss_is_no_number_scores_0_and_ends_no_other(monkeypatch):
+    told = trial_that_fails_with(monkeypatch, Diverged("optimiser.phase2.lr: the loss is nan"))
     assert told == [{"rung": 2, "score": 0.0, "scores": [], "failed": "optimiser.phase2.lr: the loss is nan"}]
+
+
+def test_what_says_nothing_of_a_trials_settings_is_no_score(monkeypatch):
+    with pytest.raises(UserError, match="No space left"):
+        trial_that_fails_with(monkeypatch, UserError("checkpoints: No space left on device"))

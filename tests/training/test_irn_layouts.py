@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from ktse_dist.data.index import Index
+from ktse_dist.data.mask_shards import MaskFiles, write_mask_index, write_mask_shard
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.data.reader import Reader
 from ktse_dist.inference.formats import encode_confidence
-from ktse_dist.inference.mask_shards import MaskFiles, write_mask_index, write_mask_shard
 from ktse_dist.run_folder import RunFolder
 
 SCRIPT = Path(__file__).with_name("layout_runs.py")

@@ -17,6 +17,8 @@ from ktse_dist.config_file import load_config
 from ktse_dist.data.pack.stickers import pack_stickers
 from ktse_dist.errors import UserError
 from ktse_dist.run_folder import RunFolder, run_folder
+from ktse_dist.run_lock import alone
+from ktse_dist.train import main
 from ktse_dist.training import checkpoint
 from ktse_dist.training.job import Job, prepare
 from ktse_dist.training.loop import run
@@ -181,6 +183,21 @@ def test_a_bucket_that_is_not_there_is_named_before_training(bucket, dataset, tm
     config = config_of(dataset, "s3://nobodys/runs")
     with pytest.raises(UserError, match=r"s3://nobodys/runs/demo"):
         prepare(Job(config, run_folder(config)))
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_second_command_leaves_the_working_folder_of_a_run_at_work_alone(
+    bucket, dataset, tmp_path, monkeypatch, more
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = run_folder(config_of(dataset, bucket.url))
+    not_sent_yet = folder.checkpoints / "step-00000002" / "state.json"
+    not_sent_yet.parent.mkdir(parents=True)
+    not_sent_yet.write_text("{}")
+    keys = ["engine.name=torch", f"run.root={bucket.url}", f"data.path={dataset}", "data.crop=64"]
+    with alone(folder.path, "ktse train"), pytest.raises(UserError, match="another ktse train is at work"):
+        main([*keys, *more])
+    assert not_sent_yet.is_file()
 
 
 def test_large_files_travel_in_parts(bucket, tmp_path):

@@ -72,7 +72,7 @@ def test_a_trial_stopped_between_rungs_reports_what_an_unbroken_one_does(config,
 def test_its_last_score_is_what_evaluate_finds_in_the_finished_run(config, fork, tmp_path):
     told = trial(config, fork, tmp_path, Watcher())
     folder, train = RunFolder(tmp_path), splits(config)[0]
-    network = network_from(folder.model, config.train.precision)
+    network = network_from(folder.model, config)
     source = SeedSource(network, train, config.masks, config.data.resize)
     for part in parts(train, config.masks):
         score_part(source, part, folder.masks, lambda: None)

@@ -9,10 +9,10 @@ import webdataset as wds
 
 from ktse_dist.config.stages import Masks
 from ktse_dist.data.index import Entry, Index, encode_index
+from ktse_dist.data.mask_shards import MaskFiles, MaskIndex, write_mask_index, write_mask_shard
 from ktse_dist.data.palette import voc_palette
 from ktse_dist.errors import UserError
 from ktse_dist.inference.generate import SeedSource
-from ktse_dist.inference.mask_shards import MaskFiles, MaskIndex, write_mask_index, write_mask_shard
 
 KEYS = ("boat", "cat", "cow", "dog", "sheep")
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from ktse_dist.config.stages import Masks
+from ktse_dist.data.mask_settings import keep_settings, kept_settings
 from ktse_dist.errors import UserError
-from ktse_dist.inference.settings import keep_settings, kept_settings
 
 
 @pytest.fixture

@@ -16,14 +16,24 @@ FREE = {"processes", "workers"}  # change how fast masks are made, not the masks
 
 
 def keep_settings(
-    folder: Path, model: Path, config: Masks | Segment, resize: Resize, indices: Sequence[Index], section: str = "masks"
+    folder: Path,
+    model: Path,
+    config: Masks | Segment,
+    resize: Resize,
+    indices: Sequence[Index],
+    val_pictures: int | None = None,
 ) -> None:
-    """Note the settings of a new folder, config's `section`; UserError where an old one was made with others."""
+    """Note the settings of a new folder; UserError where an old one was made with others.
+
+    val_pictures: where config does not say how many pictures of val there are.
+    """
+    section = "masks" if isinstance(config, Masks) else "segment"
     unused = {"irn"} if isinstance(config, Masks) and config.refine != "irn" else set()
     now = config.model_dump(mode="json", exclude=FREE | unused)
     with model.open("rb") as file:
         now |= {"resize": resize, "model": hashlib.file_digest(file, "sha256").hexdigest()}
     now |= {f"index of {index.split}": index.sha256 for index in indices}
+    now |= {"val": val_pictures} if section == "segment" else {}
     file = folder / "settings.json"
     then = read_settings(file) if file.is_file() else now
     for key, value in now.items():
@@ -43,7 +53,7 @@ def difference(folder: Path, model: Path, key: str, then: Any, now: Any) -> str:
         return f"data.path: other pictures than the masks in {folder} were made of ({name}); {anew}"
     if name == "model":
         return f"{model}: another one than the masks in {folder} were made with; {anew}"
-    shown = "data.resize" if name == "resize" else key
+    shown = {"resize": "data.resize", "val": "masks.pictures.val"}.get(name, key)
     return f"{shown}: {now!r}, but the masks in {folder} were made with {then!r}; set it back, or {anew}"
 
 
