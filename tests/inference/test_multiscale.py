@@ -61,10 +61,8 @@ def test_scores_are_the_mean_logits_over_scales_and_flips(case, network):
 
 @pytest.mark.parametrize("resize", ["pillow", "opencv"])
 def test_a_line_of_pixels_is_a_picture_at_every_scale(network, resize):
-    assert cams_of(network, np.zeros((300, 1, 3), np.uint8), np.eye(20)[3], (0.25, 1.0), resize).cams.shape[1:] == (
-        300,
-        1,
-    )
+    line = np.zeros((300, 1, 3), np.uint8)
+    assert cams_of(network, line, np.eye(20)[3], (0.25, 1.0), resize).cams.shape[1:] == (300, 1)
 
 
 def test_mirrored_pictures_get_mirrored_cams(case, network):
