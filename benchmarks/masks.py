@@ -26,8 +26,8 @@ from torch import nn
 from ktse_dist import models
 from ktse_dist.config.method import Network
 from ktse_dist.config_file import load_config
-from ktse_dist.data.mask_shards import PARTIAL
 from ktse_dist.data.pack.writer import Sample, new_dataset, write_about, write_split
+from ktse_dist.files import PARTIAL
 from ktse_dist.models.weights import save_model
 from ktse_dist.run_folder import RunFolder
 

@@ -19,8 +19,9 @@ from ktse_dist.config.stages import Masks
 from ktse_dist.config_file import merge, parse_override, validate
 from ktse_dist.data.index import Index
 from ktse_dist.data.mask_settings import keep_settings
-from ktse_dist.data.mask_shards import remove_partials, write_mask_index
+from ktse_dist.data.mask_shards import write_mask_index
 from ktse_dist.errors import UserError, run_main
+from ktse_dist.files import remove_partials
 from ktse_dist.mask_work import (
     Piece,
     Told,

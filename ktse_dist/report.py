@@ -10,10 +10,11 @@ from pathlib import Path
 from ktse_dist.data.mask_settings import kept_settings
 from ktse_dist.errors import run_main
 from ktse_dist.evaluate import evaluated, lines
+from ktse_dist.files import write_text
 from ktse_dist.inference.generate import SeedSource
 from ktse_dist.mask_work import network_from, splits
 from ktse_dist.reporting.page import Material, render
-from ktse_dist.run_folder import RunFolder, write_text
+from ktse_dist.run_folder import RunFolder
 
 
 def main(arguments: list[str]) -> None:

@@ -11,6 +11,7 @@ from ktse_dist.config import Config
 from ktse_dist.config.base import ROOT_ALLOWED, WRITABLE, without_secrets
 from ktse_dist.config_file import load_config, to_yaml
 from ktse_dist.errors import UserError
+from ktse_dist.files import read_json, write_text
 
 JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the entry point of a submitted job
 
@@ -124,22 +125,6 @@ class RunFolder:
         summary |= fields | {"seconds": seconds | {"total": round(sum(seconds.values()), 1)}}
         write_text(self.summary_file, json.dumps(summary, indent=2, sort_keys=True) + "\n")
         return summary
-
-
-def read_json(path: Path, mend: str) -> Any:
-    """UserError that ends in `mend` for a damaged file."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: damaged, not JSON ({error}); {mend}") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all: written under a temporary name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def run_address(config: Config) -> str | None:

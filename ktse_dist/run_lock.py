@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ktse_dist.errors import UserError
-from ktse_dist.run_folder import write_text
+from ktse_dist.files import write_text
 
 LEASE_SECONDS = 120.0  # file servers keep the locks of a machine that is lost for about 90 s
 

@@ -13,18 +13,19 @@ from tqdm import tqdm
 from ktse_dist.config import Config
 from ktse_dist.config_file import merge, parse_override, validate
 from ktse_dist.data.mask_settings import keep_settings, kept_settings
-from ktse_dist.data.mask_shards import remove_partials, write_mask_index
+from ktse_dist.data.mask_shards import write_mask_index
 from ktse_dist.data.pool import WorkerDied
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.evaluation.network import Scores, network_line, network_scores
 from ktse_dist.evaluation.score import BACKGROUND
+from ktse_dist.files import remove_partials, write_text
 from ktse_dist.inference.answers import Answers
 from ktse_dist.inference.generate import parts
 from ktse_dist.inference.segmentation import SegmentationNetwork
 from ktse_dist.mask_work import inference_device, splits
 from ktse_dist.models.segmenter import load_segmenter
 from ktse_dist.presets import SEGMENT, SEGMENT_SMALL
-from ktse_dist.run_folder import RunFolder, write_text
+from ktse_dist.run_folder import RunFolder
 from ktse_dist.run_lock import alone
 from ktse_dist.train import check_compiler, check_installed, check_kernels, for_workers, make_folder, train
 from ktse_dist.training.checkpoint import file_digest

@@ -9,7 +9,8 @@ from pathlib import Path
 from ktse_dist.config import Config
 from ktse_dist.config_file import to_yaml, validate
 from ktse_dist.errors import UserError, run_main
-from ktse_dist.run_folder import RunFolder, run_folder, write_text
+from ktse_dist.files import write_text
+from ktse_dist.run_folder import RunFolder, run_folder
 from ktse_dist.run_lock import alone
 from ktse_dist.search import Search, Trial, best_first, load_search, rung_steps, variant
 from ktse_dist.train import check_compiler, check_kernels, make_folder, resolved

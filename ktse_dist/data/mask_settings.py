@@ -10,7 +10,7 @@ from ktse_dist.config.stages import Masks, Segment
 from ktse_dist.data.augment import Resize
 from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError
-from ktse_dist.run_folder import read_json, write_text
+from ktse_dist.files import read_json, write_text
 
 FREE = {"processes", "workers"}  # change how fast masks are made, not the masks
 

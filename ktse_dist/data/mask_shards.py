@@ -7,14 +7,11 @@ DIR/train.masks.json      format version, sha256 of the picture index, per shard
 
 import hashlib
 import json
-import os
-import socket
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import webdataset as wds
@@ -22,12 +19,11 @@ import webdataset as wds
 from ktse_dist.data.index import Index
 from ktse_dist.data.palette import IGNORE
 from ktse_dist.errors import UserError
-from ktse_dist.run_folder import read_json
+from ktse_dist.files import atomic, read_json
 
 FORMAT = 1
 _MEMBER = [("offset", "<u4"), ("size", "<u4"), ("crc32", "<u4")]
 RECORD = np.dtype([("mask", _MEMBER), ("conf", _MEMBER)])
-PARTIAL = ".partial"  # how the name of an unfinished file ends
 Member = Literal["mask", "conf"]
 
 
@@ -120,24 +116,3 @@ class MaskIndex:
         if zlib.crc32(content) != record["crc32"]:
             raise UserError(f"{path}: {member} of '{self._index.key(row)}' is damaged: delete the shard, make it again")
         return content
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears at `path` when the block ends well; else nothing changes there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def remove_partials(directory: Path) -> None:
-    """What killed processes left; only for whoever knows that no other is at work there."""
-    for partial in directory.glob(f".*{PARTIAL}"):
-        partial.unlink(missing_ok=True)

@@ -7,8 +7,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ktse_dist.data.mask_shards import atomic
 from ktse_dist.errors import UserError
+from ktse_dist.files import atomic
 
 
 def write_counts(path: Path, **counts: ArrayLike) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ktse_dist.evaluation.boundary import BoundaryCounts
 from ktse_dist.evaluation.miou import Confusion
-from ktse_dist.run_folder import write_text
+from ktse_dist.files import write_text
 
 
 class MaskScore:

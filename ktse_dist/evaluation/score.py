@@ -18,7 +18,8 @@ from ktse_dist.evaluation.mask_score import MaskScore
 from ktse_dist.evaluation.miou import Confusion
 from ktse_dist.evaluation.sweep import ThresholdSweep
 from ktse_dist.evaluation.tags import average_precisions, choose_threshold, mean_average_precision, probabilities
-from ktse_dist.run_folder import RunFolder, read_json
+from ktse_dist.files import read_json
+from ktse_dist.run_folder import RunFolder
 
 BACKGROUND = "background"  # its name among the classes of summary.json
 

@@ -14,9 +14,9 @@ from ktse_dist.data.index import Index
 from ktse_dist.data.pool import ordered_map
 from ktse_dist.evaluation.miou import Confusion
 from ktse_dist.evaluation.sweep import ThresholdSweep
+from ktse_dist.files import read_json, write_text
 from ktse_dist.inference.generate import THRESHOLDS, Seed, SeedSource, Tick, parts
 from ktse_dist.inference.refine import Blank, Task, foreground, label_maps
-from ktse_dist.run_folder import read_json, write_text
 
 CALIBRATION = 150  # training pictures that choose the background strength
 # Where no ground truth can choose: near the best on two sets that had one, and about the same

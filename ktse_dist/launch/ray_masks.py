@@ -21,9 +21,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 from ktse_dist.config import Config
-from ktse_dist.data.mask_shards import remove_partials
 from ktse_dist.data.pool import WorkerDied
 from ktse_dist.errors import UserError
+from ktse_dist.files import remove_partials
 from ktse_dist.inference.generate import Unreadable
 from ktse_dist.launch.address import joins_cluster
 from ktse_dist.mask_work import Maker, Piece, Told, place

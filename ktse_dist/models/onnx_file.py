@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from ktse_dist.errors import UserError
+from ktse_dist.files import atomic
 from ktse_dist.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -74,12 +75,8 @@ def save_onnx(path: Path, segmenter: Segmenter) -> None:
     model = program.model_proto
     about = {"format": FORMAT, "classes": json.dumps(segmenter.classes), "input": "RGB, 0 to 255, [B,3,H,W]"}
     onnx.helper.set_model_props(model, about | {"output": "logits at the network's stride; 0 is the background"})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(model.SerializeToString())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic(path) as file:
+        file.write(model.SerializeToString())
 
 
 def load_onnx(path: Path) -> tuple[OnnxNetwork, list[str]]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ktse_dist.config.method import Network
 from ktse_dist.errors import UserError
+from ktse_dist.files import replacing
 from ktse_dist.models import new_backbone, pretrained
 from ktse_dist.models.refinement_head import RefinementHead
 from ktse_dist.models.resnet import ResNet
@@ -44,9 +45,8 @@ def irn_backbone(network: Network) -> nn.Module:
 def save_refinement(path: Path, state: Mapping[str, Tensor], network: Network, least: int) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     metadata = {"format": FORMAT, "backbone": network.backbone, "least": str(least)}
-    temporary = path.with_name(f".unfinished-{path.name}")
-    save_tensors(tensors, temporary, metadata)
-    temporary.replace(path)
+    with replacing(path) as unfinished:
+        save_tensors(tensors, unfinished, metadata)
 
 
 def load_refinement(path: Path) -> Refinement:

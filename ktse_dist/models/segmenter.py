@@ -1,7 +1,6 @@
 """The file of a segmentation network, or of two whose mean answer counts: safetensors that describe themselves."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ktse_dist.config.method import Network
 from ktse_dist.errors import UserError
+from ktse_dist.files import replacing
 from ktse_dist.models import build_deeplab
 from ktse_dist.models.deeplab import DeepLab
 from ktse_dist.models.weights import check_fit, load_safetensors, save_tensors
@@ -37,12 +37,8 @@ def save_segmenter(
     count = 1 + max(int(name.split(".")[1]) for name in state)
     about = {"format": FORMAT, "backbone": network.backbone, "output_stride": str(network.output_stride)}
     about |= {"networks": str(count), "classes": json.dumps(list(classes)), **source}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_tensors({name: tensor.contiguous() for name, tensor in state.items()}, temporary, about)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as unfinished:
+        save_tensors({name: tensor.contiguous() for name, tensor in state.items()}, unfinished, about)
 
 
 def load_segmenter(path: Path) -> Segmenter:

@@ -1,7 +1,6 @@
 """Weight files of ours: safetensors that say by themselves what they hold. convert.py makes them from others' files."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ktse_dist.config.method import Network
 from ktse_dist.errors import UserError
+from ktse_dist.files import replacing
 from ktse_dist.models import new_backbone
 from ktse_dist.models.cam_head import CamHead
 
@@ -56,12 +56,8 @@ def save_model(
     metadata |= source or {}
     if classes:
         metadata |= {"classes": json.dumps(list(classes)), "hidden": str(tensors["head.fc8.weight"].shape[0])}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_tensors(tensors, temporary, metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as unfinished:
+        save_tensors(tensors, unfinished, metadata)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

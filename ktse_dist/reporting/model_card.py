@@ -12,8 +12,9 @@ from ktse_dist.config import Config
 from ktse_dist.config.data import Cache
 from ktse_dist.config_file import to_yaml
 from ktse_dist.data.index import Index
+from ktse_dist.files import write_text
 from ktse_dist.provenance import git_revision, versions
-from ktse_dist.run_folder import RunFolder, dataset_path, write_text
+from ktse_dist.run_folder import RunFolder, dataset_path
 
 SCORES = {
     "seed_miou": "mIoU of the seeds on val, percent",

@@ -18,6 +18,7 @@ from ktse_dist.data.labelled import labelled
 from ktse_dist.data.reader import Reader
 from ktse_dist.data.stream import Plan, stream
 from ktse_dist.errors import UserError
+from ktse_dist.files import remove_partials
 from ktse_dist.method.irn import IRN
 from ktse_dist.method.pixels import normalise
 from ktse_dist.models import pretrained
@@ -62,6 +63,7 @@ class IRNTask:
 
     def export(self, folder: RunFolder, weights: dict[str, Tensor], config: Config, index: Index) -> None:
         shift = mean_displacement(weights, config, index)
+        remove_partials(folder.path, folder.model.name)
         save_refinement(folder.model, weights | {MEAN_SHIFT: shift}, config.model, config.data.crop)
 
 

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
-from ktse_dist.run_folder import RunFolder, write_text
+from ktse_dist.files import write_text
+from ktse_dist.run_folder import RunFolder
 
 log = logging.getLogger("ktse")
 

@@ -1,13 +1,11 @@
 """Stage 2 as a task of the loop: segmentation networks that learn from mask shards (docs/method.md 4)."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from ktse_dist import __version__
 from ktse_dist.config import Config
 from ktse_dist.data.index import Index
 from ktse_dist.data.mask_shards import MaskIndex
@@ -19,10 +17,8 @@ from ktse_dist.method.cotrain import CoTraining
 from ktse_dist.models import build_deeplab
 from ktse_dist.models.recompute import recompute_blocks
 from ktse_dist.models.segmenter import save_segmenter
-from ktse_dist.provenance import git_revision
 from ktse_dist.run_folder import RunFolder
-from ktse_dist.training.checkpoint import file_digest
-from ktse_dist.training.export import copy_attribution
+from ktse_dist.training.export import published
 
 
 @dataclass(frozen=True)
@@ -70,9 +66,8 @@ class SegmentTask:
         return f"optimiser.phase{phase}.lr"
 
     def export(self, folder: RunFolder, weights: dict[str, Tensor], config: Config, index: Index) -> None:
-        made = {"made_by": f"ktse_dist {__version__}", "git": git_revision() or "", "index_sha256": index.sha256}
-        unfinished = folder.model.with_name(f".unfinished-{folder.model.name}")
-        save_segmenter(unfinished, weights, config.model, index.classes, made)
-        folder.update_summary(model_sha256=file_digest(unfinished))
-        copy_attribution(folder, index)
-        os.replace(unfinished, folder.model)
+        def save(path: Path, made: dict[str, str]) -> None:
+            save_segmenter(path, weights, config.model, index.classes, made)
+
+        with published(folder, index, save):
+            pass  # it has no card of its own

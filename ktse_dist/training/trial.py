@@ -13,9 +13,10 @@ from ktse_dist.config import Config
 from ktse_dist.data.index import Index
 from ktse_dist.data.remote_set import locate
 from ktse_dist.evaluation.tags import mean_average_precision
+from ktse_dist.files import write_text
 from ktse_dist.inference.generate import SeedScores, SeedSource, parts
 from ktse_dist.inference.multiscale import CamNetwork, network_of
-from ktse_dist.run_folder import RunFolder, dataset_path, write_text
+from ktse_dist.run_folder import RunFolder, dataset_path
 from ktse_dist.training import checkpoint
 from ktse_dist.training.checkpoint import Checkpoint
 from ktse_dist.training.context import RunContext

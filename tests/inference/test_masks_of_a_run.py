@@ -25,8 +25,9 @@ from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index
 from ktse_dist.data.mask_shards import MaskIndex
 from ktse_dist.errors import UserError, run_main
+from ktse_dist.files import write_text
 from ktse_dist.inference import generate
-from ktse_dist.run_folder import RunFolder, write_text
+from ktse_dist.run_folder import RunFolder
 
 TORN = (3, 17)  # rows of train
 

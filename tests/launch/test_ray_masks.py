@@ -17,8 +17,8 @@ from ray.cluster_utils import Cluster
 from ktse_dist import masks
 from ktse_dist.config import Config
 from ktse_dist.config_file import load_config, merge, validate
-from ktse_dist.data.mask_shards import PARTIAL
 from ktse_dist.errors import UserError
+from ktse_dist.files import PARTIAL
 from ktse_dist.launch import ray_masks
 from ktse_dist.run_folder import RunFolder
 
