@@ -36,21 +36,22 @@ class _Hinge(torch.autograd.Function):
         if pairs is None:
             excess.mul_(labels.flatten()[:, None, None])
         ctx.save_for_backward(excess, keep, pairs)
-        ctx.cams = [None if cam is None else (cam.shape, cam.dtype) for cam in (upper, lower, other)]
-        ctx.elements = other.numel()
-        return excess.sum() / ctx.elements
+        ctx.kinds = [None if cam is None else cam.dtype for cam in (upper, lower, other)]
+        ctx.tall, ctx.shape = upper.shape[2], other.shape
+        return excess.sum() / other.numel()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss):
         excess, keep, pairs = ctx.saved_tensors
-        rise = excess.sign().mul_(grad_loss / ctx.elements)
+        rise = excess.sign().mul_(grad_loss / ctx.shape.numel())
         if keep is not None:
             rise.mul_(keep)
-        tall = ctx.cams[0][0][2]  # rows of `upper`; those below are of `lower`
-        parts = zip((rise[:, :tall], rise[:, tall:], -rise), ctx.cams, ctx.needs_input_grad, strict=False)
-        grads = [_spread(part, *cam, pairs) if needed else None for part, cam, needed in parts]
-        return *grads, None, None, None
+        rise = _spread(rise, ctx.shape, pairs)
+        halves = rise[:, :, : ctx.tall], rise[:, :, ctx.tall :]
+        parts = zip((*halves, rise), ctx.kinds, ctx.needs_input_grad, strict=False)
+        upper, lower, other = (part.to(kind) if needed else None for part, kind, needed in parts)
+        return upper, lower, None if other is None else -other, None, None, None
 
 
 def _maps(cam: Tensor, pairs: Tensor | None) -> Tensor:
@@ -66,10 +67,10 @@ def _of_maps(keep: Tensor, classes: int, pairs: Tensor | None) -> Tensor:
     return keep[:, 0].index_select(0, pairs // classes)
 
 
-def _spread(maps: Tensor, shape: torch.Size, dtype: torch.dtype, pairs: Tensor | None) -> Tensor:
+def _spread(maps: Tensor, shape: torch.Size, pairs: Tensor | None) -> Tensor:
     """The chosen maps in their places of [B,C,h,w], 0 elsewhere."""
     if pairs is None:
-        return maps.reshape(shape).to(dtype)
-    spread = torch.zeros(shape, dtype=dtype, device=maps.device)
-    spread.flatten(0, 1).index_copy_(0, pairs, maps.to(dtype))
+        return maps.view(shape)
+    spread = torch.zeros(shape, device=maps.device)
+    spread.flatten(0, 1).index_copy_(0, pairs, maps)
     return spread
