@@ -13,7 +13,10 @@ from ktse_dist.mask_work import splits
 from ktse_dist.provenance import git_revision, versions
 from ktse_dist.reporting.model_card import write_card
 from ktse_dist.run_folder import RunFolder
+from ktse_dist.training.checkpoint import file_digest
 from ktse_dist.training.mirror import send
+
+NETWORK = "network_"  # how the fields of ktse segment in summary.json begin
 
 
 def main(arguments: list[str]) -> None:
@@ -31,6 +34,8 @@ def evaluate(folder: RunFolder) -> dict[str, Any]:
     fields = score(folder, train, val) | {"masks_sha256": mask_digest(folder)}
     seconds = {"evaluate": round(time.perf_counter() - start, 1)}
     summary = folder.update_summary(**fields, versions=versions(), git=git_revision(), seconds=seconds)
+    if not network_is_of_these_masks(folder):
+        summary = folder.forget(NETWORK)
     write_card(folder, config, train)  # now with its score
     send(folder, config, folder.summary_file, folder.card)
     return summary
@@ -40,7 +45,15 @@ def evaluated(folder: RunFolder) -> dict[str, Any]:
     """The run's summary with its score, which is computed only where the masks have none yet."""
     summary = folder.read_summary()
     known = "mask_boundary_miou" in summary and summary.get("masks_sha256") == mask_digest(folder)
-    return summary if known else evaluate(folder)
+    stale = "network_miou_final" in summary and not network_is_of_these_masks(folder)
+    return summary if known and not stale else evaluate(folder)
+
+
+def network_is_of_these_masks(folder: RunFolder) -> bool:
+    """Whether the segmentation network is there, and learnt from the masks as they are."""
+    if not folder.segment.model.is_file():
+        return False
+    return folder.segment.learnt_masks in (None, file_digest(folder.masks / "train.masks.json"))
 
 
 def mask_digest(folder: RunFolder) -> str:

@@ -23,7 +23,7 @@ from ktse_dist.data.palette import voc_palette
 from ktse_dist.data.reader import Reader
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.inference.exports import FORMATS, Labelled, Names, new_bytes
-from ktse_dist.mask_work import splits
+from ktse_dist.mask_work import check_undamaged, splits
 from ktse_dist.models.onnx_file import save_onnx
 from ktse_dist.models.segmenter import load_segmenter
 from ktse_dist.reporting.prediction import mask_file
@@ -80,6 +80,7 @@ def export_network(options: argparse.Namespace) -> None:
         raise UserError(f"{folder.segment.model}: not there; learn the network first: ktse segment --run {folder.path}")
     if options.out.suffix != ".onnx" or options.out.exists() or not options.out.absolute().parent.is_dir():
         raise UserError(f"--out {options.out}: give a new file, NAME.onnx, in a folder that is there")
+    check_undamaged(folder.segment.model)
     save_onnx(options.out, load_segmenter(folder.segment.model))
     print(f"exported: the network of {folder.segment.path} to {options.out}")
 

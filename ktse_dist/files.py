@@ -3,8 +3,8 @@
 import json
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,12 +42,25 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text)
 
 
-def read_json(path: Path, mend: str) -> Any:
-    """UserError that ends in `mend` for a damaged file."""
+def read_json(path: Path, mend: str, needs: Sequence[str] = ()) -> dict[str, Any]:
+    """A file that holds one object with the keys `needs`. UserError that ends in `mend` for any other."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: not there; {mend}") from None
     except ValueError as error:
         raise UserError(f"{path}: damaged, not JSON ({error}); {mend}") from None
+    missing = [key for key in needs if key not in found] if isinstance(found, dict) else [*needs, "an object"]
+    if missing:
+        raise UserError(f"{path}: damaged, {missing[0]} is missing; {mend}")
+    return found
+
+
+def finished_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each line of a file of JSON lines and what it says; what a full disk or a power cut left of one says nothing."""
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        with suppress(ValueError):
+            yield line, json.loads(line)
 
 
 def remove_partials(folder: Path, of: str = "*") -> None:

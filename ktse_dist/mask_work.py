@@ -40,6 +40,7 @@ from ktse_dist.models.refinement import load_refinement
 from ktse_dist.models.weights import Model, load_model
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training import checkpoint
+from ktse_dist.training.checkpoint import file_digest
 
 log = logging.getLogger("ktse")
 
@@ -189,8 +190,19 @@ def trained_model(path: Path) -> Model:
 
 
 def check_trained(path: Path) -> None:
+    """UserError for a network that is not there, or another one than its folder's summary.json tells of."""
     if not path.is_file():
         raise UserError(f"{path}: not there; training has not finished: run the same ktse train command again")
+    check_undamaged(path)
+
+
+def check_undamaged(path: Path) -> None:
+    known = RunFolder(path.absolute().parent).read_summary().get("model_sha256")
+    if known and known != file_digest(path):
+        raise UserError(
+            f"{path}: damaged, or another network than summary.json beside it tells of; delete it and give the command "
+            "that trained it again, which writes it anew"
+        )
 
 
 def inference_network(backbone: nn.Module, head: nn.Module, config: Config) -> CamNetwork:

@@ -6,7 +6,6 @@ masks.workers=N shares the shards out among N Ray workers, on this machine or on
 
 import argparse
 import logging
-import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from ktse_dist.config_file import merge, parse_override, validate
 from ktse_dist.data.index import Index
 from ktse_dist.data.mask_settings import keep_settings
 from ktse_dist.data.mask_shards import write_mask_index
-from ktse_dist.errors import UserError, run_main
+from ktse_dist.errors import STOPPED, UserError, run_main
 from ktse_dist.files import remove_partials
 from ktse_dist.mask_work import (
     Piece,
@@ -41,7 +40,7 @@ from ktse_dist.train import check_installed
 from ktse_dist.train import train as train_jobs
 from ktse_dist.training.irn import check_start, irn_job
 from ktse_dist.training.job import Job
-from ktse_dist.training.setup import STOPPED, start_logging
+from ktse_dist.training.setup import start_logging
 
 log = logging.getLogger("ktse")
 
@@ -112,6 +111,8 @@ def refinement_job(folder: RunFolder, config: Config) -> Job | None:
     made."""
     if config.masks.refine != "irn" or folder.refinement.model.is_file():
         return None
+    if all(is_made(folder, piece) for piece in pieces(folder, config, splits(config))):
+        return None
     job = irn_job(folder, config)
     check_installed(config)
     check_start(job)
@@ -123,9 +124,7 @@ def make_refinement(folder: RunFolder, config: Config, job: Job, train: Index) -
     made = make_pieces(folder, config, (train,), label_pieces(config, train), "labels")
     write_mask_index(folder.refinement_labels, train)
     log.info(f"training the refinement network: {job.folder.path}")
-    asked_to_stop = signal.getsignal(signal.SIGTERM)
     train_jobs([job])
-    signal.signal(signal.SIGTERM, asked_to_stop)
     if not folder.refinement.model.is_file():
         print(f"stopped: {folder.path}; the same command goes on where it stopped")
         raise SystemExit(STOPPED)

@@ -21,7 +21,7 @@ from ktse_dist.data.tag_file import read_tags
 from ktse_dist.errors import UserError, run_main
 from ktse_dist.evaluate import evaluated
 from ktse_dist.inference.segmentation import LogitNetwork, SegmentationNetwork
-from ktse_dist.mask_work import inference_device, inference_network, refinement_from, trained_model
+from ktse_dist.mask_work import check_undamaged, inference_device, inference_network, refinement_from, trained_model
 from ktse_dist.models.onnx_file import load_onnx
 from ktse_dist.models.segmenter import load_segmenter
 from ktse_dist.reporting.prediction_log import PredictionLog
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
     predictor = of_network(options) if options.model else of_run(options)
     given = read_tags(options.tags, predictor.classes) if options.tags else {}
-    found = find_pictures(options.images, options.recursive)
+    found = [one for one in find_pictures(options.images, options.recursive) if not made_by_us(one.path, options.out)]
     if options.voc_list:
         check_classes(predictor.classes)
         found = listed(found, options.voc_list)
@@ -69,6 +69,11 @@ def main(arguments: list[str]) -> None:
     print(f"predicted: {len(found) - len(failed)} of {len(found)} pictures{told}\nscores: {scores}")
     if failed:
         raise SystemExit(unreadable(failed))
+
+
+def made_by_us(picture: Path, out: Path) -> bool:
+    """Whether it is a mask or an overlay of an earlier command, which `.` and `**` find, too."""
+    return picture.is_relative_to(out.absolute())
 
 
 def parser() -> argparse.ArgumentParser:
@@ -133,6 +138,8 @@ def network_of(file: Path) -> tuple[LogitNetwork, list[str]]:
     """What looks at pictures, and its classes; an ONNX file on the CPU."""
     if file.suffix == ".onnx":
         return load_onnx(file)
+    if file.is_file():
+        check_undamaged(file)
     model, device = load_segmenter(file), inference_device()
     return SegmentationNetwork([network.to(device) for network in model.networks], device), model.classes
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ktse_dist.config import Config
 from ktse_dist.config.base import ROOT_ALLOWED, WRITABLE, without_secrets
-from ktse_dist.config_file import load_config, to_yaml
+from ktse_dist.config_file import load_config, read_given, to_yaml
 from ktse_dist.errors import UserError
 from ktse_dist.files import read_json, write_text
 
@@ -98,6 +98,16 @@ class RunFolder:
         """Stage 2, the segmentation network learnt from this run's masks."""
         return RunFolder(self.path / "segment")
 
+    @property
+    def learnt_masks_file(self) -> Path:
+        return self.path / "masks.sha256"
+
+    @property
+    def learnt_masks(self) -> str | None:
+        """Which masks stage 2 in this folder learns from: sha256 of their index."""
+        file = self.learnt_masks_file
+        return file.read_text(errors="replace").strip() if file.is_file() else None
+
     def write_config(self, config: Config) -> None:
         write_text(self.config_file, to_yaml(config))
 
@@ -105,6 +115,10 @@ class RunFolder:
         """The resolved config that the run was started with. UserError if this is no run."""
         if not self.config_file.is_file():
             raise UserError(f"--run {self.path}: no config.yaml there; give the folder that ktse train printed")
+        sections = {field.alias or name for name, field in Config.model_fields.items()}
+        missing = sections - set(read_given(self.config_file))
+        if missing:
+            raise UserError(f"{self.config_file}: damaged, section '{min(missing)}' is missing; give ktse train again")
         return load_config(self.config_file)
 
     def read_summary(self) -> dict[str, Any]:
@@ -117,6 +131,12 @@ class RunFolder:
         had to be deleted took them along."""
         seconds = self.read_summary().get("seconds", {})
         return {stage: seconds["train"]} if "train" in seconds else {}
+
+    def forget(self, beginning: str) -> dict[str, Any]:
+        """summary.json without the fields whose names begin so; returns it."""
+        summary = {key: value for key, value in self.read_summary().items() if not key.startswith(beginning)}
+        write_text(self.summary_file, json.dumps(summary, indent=2, sort_keys=True) + "\n")
+        return summary
 
     def update_summary(self, **fields: Any) -> dict[str, Any]:
         """Merge fields into summary.json; `seconds` is merged one level deeper and its total kept true."""

@@ -15,14 +15,14 @@ from ktse_dist.config_file import merge, parse_override, validate
 from ktse_dist.data.mask_settings import keep_settings, kept_settings
 from ktse_dist.data.mask_shards import write_mask_index
 from ktse_dist.data.pool import WorkerDied
-from ktse_dist.errors import UserError, run_main
+from ktse_dist.errors import STOPPED, UserError, run_main
 from ktse_dist.evaluation.network import Scores, network_line, network_scores
 from ktse_dist.evaluation.score import BACKGROUND
 from ktse_dist.files import remove_partials, write_text
 from ktse_dist.inference.answers import Answers
 from ktse_dist.inference.generate import parts
 from ktse_dist.inference.segmentation import SegmentationNetwork
-from ktse_dist.mask_work import inference_device, splits
+from ktse_dist.mask_work import check_undamaged, inference_device, splits
 from ktse_dist.models.segmenter import load_segmenter
 from ktse_dist.presets import SEGMENT, SEGMENT_SMALL
 from ktse_dist.run_folder import RunFolder
@@ -31,7 +31,7 @@ from ktse_dist.train import check_compiler, check_installed, check_kernels, for_
 from ktse_dist.training.checkpoint import file_digest
 from ktse_dist.training.job import Job, prepare
 from ktse_dist.training.segment_task import SegmentTask
-from ktse_dist.training.setup import STOPPED, start_logging
+from ktse_dist.training.setup import start_logging
 
 SMALL = "efficientnet_lite0"
 SECTIONS = ("segment", "train", "optimiser", "model", "engine", "ray", "kernels")
@@ -66,6 +66,7 @@ def main(arguments: list[str]) -> None:
             raise SystemExit(STOPPED)
         found = test(folder, config)
     print(f"{network_line(found)}\nnetwork: {job.folder.model}\nits masks of val: {job.folder.masks}")
+    print(f"next: ktse predict PICTURES --model {job.folder.model}")
 
 
 def stage2(folder: RunFolder, overrides: list[str]) -> Config:
@@ -115,18 +116,19 @@ def job_of(folder: RunFolder, config: Config) -> Job:
 
 def keep_masks(folder: RunFolder) -> None:
     """Note which masks a network is learnt from; UserError where it began with others."""
-    now, file = file_digest(folder.masks / "train.masks.json"), folder.segment.path / "masks.sha256"
-    if file.is_file() and file.read_text().strip() != now:
+    now = file_digest(folder.masks / "train.masks.json")
+    if folder.segment.learnt_masks not in (None, now):
         raise UserError(
-            f"{folder.masks}: other masks than those that the network in {folder.segment.path} began with; delete that "
-            "folder to train anew"
+            f"{folder.masks}: other masks than those that the network in {folder.segment.path} began with; delete "
+            f"{folder.segment.path} to train anew"
         )
-    write_text(file, f"{now}\n")
+    write_text(folder.segment.learnt_masks_file, f"{now}\n")
 
 
 def test(folder: RunFolder, config: Config) -> dict[str, Any]:
     """Masks of the val pictures into the stage's folder, and their score into the run's summary.json."""
     start, own = time.perf_counter(), folder.segment
+    check_undamaged(own.model)
     model = load_segmenter(own.model)
     _, val = splits(config)
     of_masks = kept_settings(folder.masks)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
@@ -15,7 +16,7 @@ from ktse_dist import models
 from ktse_dist.config import Config
 from ktse_dist.config_file import load_config, merge, to_yaml, validate
 from ktse_dist.data.pack.stickers import pack_stickers
-from ktse_dist.errors import UserError, run_main
+from ktse_dist.errors import STOPPED, UserError, run_main
 from ktse_dist.run_folder import RunFolder, dataset_path, run_address, run_folder, run_root
 from ktse_dist.run_lock import alone
 from ktse_dist.training.context import LocalContext
@@ -23,7 +24,7 @@ from ktse_dist.training.dry_run import describe
 from ktse_dist.training.job import Job, mirror_of, prepare
 from ktse_dist.training.loop import run
 from ktse_dist.training.mirror import send
-from ktse_dist.training.setup import STOPPED, fast_precision, prepare_process, start_logging, uses_gpu
+from ktse_dist.training.setup import fast_precision, prepare_process, start_logging, uses_gpu
 
 DRY_RUN = (
     "check all that a start checks, print config, data, parameters, memory, steps, weights; stop. Exit status 2 for "
@@ -150,6 +151,15 @@ def bring_results(planned: list[Job]) -> None:
 
 
 def train(planned: list[Job]) -> None:
+    """As far as they get; who asks to stop meanwhile asks the training, and afterwards whoever was asked before."""
+    asked_to_stop = signal.getsignal(signal.SIGTERM)
+    try:
+        train_with_engine(planned)
+    finally:
+        signal.signal(signal.SIGTERM, asked_to_stop)
+
+
+def train_with_engine(planned: list[Job]) -> None:
     config = planned[0].config
     if config.engine.name == "torch":
         prepare_process(None)

@@ -333,3 +333,12 @@ def test_two_commands_do_not_write_to_one_folder_at_once(run, photos, tmp_path, 
         run_main(predict.main, [str(photos), "--run", str(run.path), "--out", str(tmp_path / "out")])
     log.close()
     assert "another ktse predict" in capsys.readouterr().err
+
+
+def test_its_own_masks_and_overlays_are_no_pictures(run, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos)
+    for _ in range(2):
+        predict.main([".", "--recursive", "--run", str(run.path), "--out", "predictions", "--processes", "0"])
+    names = json.loads((photos / "predictions" / "scores.json").read_text())["pictures"]
+    theirs = [path for path in photos.rglob("*") if path.is_file() and "predictions" not in path.parts]
+    assert len(names) == len(theirs)

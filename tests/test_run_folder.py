@@ -52,3 +52,22 @@ def test_a_written_config_is_read_back(tmp_path):
     folder, config = RunFolder(tmp_path), load_config(None, ["run.name=other"])
     folder.write_config(config)
     assert folder.read_config() == config
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_a_config_that_lost_its_end_is_no_config(tmp_path, kept):
+    folder = RunFolder(tmp_path)
+    folder.write_config(load_config(None))
+    sections = folder.config_file.read_text().split("\n")
+    ends = [n for n, line in enumerate(sections) if line and not line.startswith(" ")]
+    folder.config_file.write_text("\n".join(sections[: ends[kept]]))
+    with pytest.raises(UserError, match=r"config\.yaml: damaged, section '\w+' is missing"):
+        folder.read_config()
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '"x"'])
+def test_a_summary_that_is_no_object_is_damaged(tmp_path, content):
+    folder = RunFolder(tmp_path)
+    folder.summary_file.write_text(content)
+    with pytest.raises(UserError, match=r"summary\.json: damaged"):
+        folder.read_summary()

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ktse_dist import segment
+from ktse_dist import evaluate, segment
 from ktse_dist.config.method import Network
 from ktse_dist.config_file import load_config
 from ktse_dist.data.index import Index
@@ -125,6 +125,30 @@ def test_a_test_of_other_val_pictures_does_not_go_on(masked_run):
     settings["pictures"]["val"] = 2
     (masked_run.masks / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=r"^masks\.pictures\.val: 2, but the masks in .*segment/masks .* with None"):
+        call(masked_run)
+
+
+def test_the_score_of_a_network_that_is_gone_or_of_other_masks_is_forgotten(masked_run, monkeypatch):
+    monkeypatch.setattr(evaluate, "evaluate", lambda folder: "scored anew")
+    masked_run.segment.path.mkdir()
+    masked_run.segment.model.write_bytes(b"")
+    segment.keep_masks(masked_run)
+    known = {"masks_sha256": evaluate.mask_digest(masked_run), "mask_boundary_miou": 1.0, "network_miou_final": 2.0}
+    masked_run.update_summary(**known)
+    assert evaluate.evaluated(masked_run)["network_miou_final"] == 2.0
+    masked_run.segment.learnt_masks_file.write_text("of other masks")
+    assert evaluate.evaluated(masked_run) == "scored anew"
+    masked_run.segment.learnt_masks_file.unlink()
+    masked_run.segment.model.unlink()
+    assert evaluate.evaluated(masked_run) == "scored anew"
+    assert "network_miou_final" not in masked_run.forget(evaluate.NETWORK)
+
+
+def test_a_damaged_network_is_not_tested(masked_run):
+    call(masked_run)
+    content = masked_run.segment.model.read_bytes()
+    masked_run.segment.model.write_bytes(content[:-4000] + bytes(64) + content[-3936:])
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged, or another network than summary\.json"):
         call(masked_run)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ktse_dist.config.stages import Masks, Segment
 from ktse_dist.data.augment import Resize
 from ktse_dist.data.index import Index
@@ -62,8 +64,12 @@ def kept_settings(folder: Path) -> Masks:
     file = folder / "settings.json"
     if not file.is_file():
         raise UserError(f"{folder}: no masks there; run: ktse masks --run {folder.parent}")
-    kept = read_settings(file)
-    return Masks.model_validate({key: value for key, value in kept.items() if key in Masks.model_fields})
+    kept = {key: value for key, value in read_settings(file).items() if key in Masks.model_fields}
+    try:
+        return Masks.model_validate(kept)
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{file}: damaged, {key} is wrong; delete {folder} to make its masks anew") from None
 
 
 def read_settings(file: Path) -> dict[str, Any]:

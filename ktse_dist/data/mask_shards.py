@@ -22,6 +22,7 @@ from ktse_dist.errors import UserError
 from ktse_dist.files import atomic, read_json
 
 FORMAT = 1
+PNG, END_OF_TAR = b"\x89PNG\r\n\x1a\n", bytes(1024)
 _MEMBER = [("offset", "<u4"), ("size", "<u4"), ("crc32", "<u4")]
 RECORD = np.dtype([("mask", _MEMBER), ("conf", _MEMBER)])
 Member = Literal["mask", "conf"]
@@ -69,15 +70,40 @@ def write_mask_index(directory: Path, index: Index) -> None:
 
 
 def _index_shard(path: Path, rows: dict[str, int], records: np.ndarray) -> None:
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            key, name, _ = member.name.rsplit(".", 2)
-            if key not in rows:
-                raise UserError(
-                    f"{path} has a mask of '{key}', which its picture shard lacks: delete it, make it again"
-                )
-            crc = zlib.crc32(tar.extractfile(member).read())
-            records[name][rows[key]] = (member.offset_data, member.size, crc)
+    damaged = f"{path}: damaged; delete it, the same command then makes it again"
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, name, _ = member.name.rsplit(".", 2)
+                if key not in rows:
+                    raise UserError(
+                        f"{path} has a mask of '{key}', which its picture shard lacks: delete it, make it again"
+                    )
+                content = tar.extractfile(member).read()
+                if not is_whole_png(content):
+                    raise UserError(damaged)
+                records[name][rows[key]] = (member.offset_data, member.size, zlib.crc32(content))
+    except (tarfile.TarError, ValueError, EOFError):
+        raise UserError(damaged) from None
+    if not ends_as_a_tar(path):  # tarfile takes one that was cut between two members for whole
+        raise UserError(damaged)
+
+
+def ends_as_a_tar(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(END_OF_TAR)))
+        return file.read() == END_OF_TAR
+
+
+def is_whole_png(content: bytes) -> bool:
+    """Whether the checksum of every chunk is right, up to the last one."""
+    at, kind = len(PNG), b""
+    while content.startswith(PNG) and at + 12 <= len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4])
+        if zlib.crc32(content[at + 4 : end - 4]) != int.from_bytes(content[end - 4 : end]):
+            return False
+        kind, at = content[at + 4 : at + 8], end
+    return kind == b"IEND" and at == len(content)
 
 
 def _sha256(path: Path) -> str:
@@ -95,10 +121,11 @@ class MaskIndex:
         if not path.exists():
             missing = f"has no masks of split '{index.split}' ({path.name} is missing)"
             raise UserError(f"{directory} {missing}; make them: ktse masks --run {directory.parent}")
-        about = read_json(path, "delete it and give the ktse masks or ktse segment command again")
+        mend = "delete it and give the ktse masks or ktse segment command again"
+        about = read_json(path, mend, needs=("format", "pictures"))
         if (about["format"], about["pictures"]) != (FORMAT, index.sha256):
             raise UserError(f"{path}: made for other pictures than those of {index.path}; make the masks again")
-        self._records = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+        self._records = _read_records(path.with_suffix(".npy"), len(index), mend)
 
     def has(self, row: int) -> bool:
         """Whether this picture has a mask."""
@@ -110,9 +137,22 @@ class MaskIndex:
             raise UserError(f"{self._directory} has no mask of '{self._index.key(row)}': make masks of all pictures")
         record = self._records[member][row]
         path = self._directory / self._index.shards[self._index.samples["shard"][row]].name
-        with open(path, "rb") as file:
-            file.seek(int(record["offset"]))
-            content = file.read(int(record["size"]))
+        try:
+            with open(path, "rb") as file:
+                file.seek(int(record["offset"]))
+                content = file.read(int(record["size"]))
+        except FileNotFoundError:
+            raise UserError(f"{path}: not there; give the ktse masks or ktse segment command again") from None
         if zlib.crc32(content) != record["crc32"]:
             raise UserError(f"{path}: {member} of '{self._index.key(row)}' is damaged: delete the shard, make it again")
         return content
+
+
+def _read_records(path: Path, pictures: int, mend: str) -> np.ndarray:
+    try:
+        records = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: damaged ({error}); {mend}") from None
+    if records.dtype != RECORD or len(records) < pictures:  # an index of the first pictures alone has fewer
+        raise UserError(f"{path}: damaged, not of {pictures} pictures; {mend}")
+    return records

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ktse_dist.errors import UserError
 from ktse_dist.evaluation.boundary import BoundaryCounts
 from ktse_dist.evaluation.miou import Confusion
 from ktse_dist.files import write_text
@@ -44,5 +45,11 @@ class MaskScore:
 
 def read_table(path: Path) -> tuple[list[str], np.ndarray]:
     """The names, background first, and counts int64 [classes+1, classes+2] of a table of MaskScore."""
-    head, *rows = csv.reader(path.read_text().splitlines())
-    return head[1:-1], np.array([row[1:] for row in rows], np.int64)
+    try:
+        head, *rows = csv.reader(path.read_text().splitlines())
+        counts = np.array([row[1:] for row in rows], np.int64)
+    except ValueError:
+        counts = np.empty(0)
+    if counts.ndim != 2 or counts.shape != (len(head) - 2, len(head) - 1):
+        raise UserError(f"{path}: damaged; delete it, ktse evaluate or ktse segment writes it anew")
+    return head[1:-1], counts

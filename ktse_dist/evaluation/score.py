@@ -145,7 +145,8 @@ NO_SCORES = dict.fromkeys(
 
 def background(folder: RunFolder) -> dict[str, Any]:
     """What masks put against the CAMs, an exponent (CRF) or a threshold; who chose it, on how many pictures."""
-    found = read_json(folder.masks / "calibration.json", f"delete it and run: ktse masks --run {folder.path}")
+    mend = f"delete it, if it is there, and give the ktse masks command of {folder.path} again"
+    found = read_json(folder.masks / "calibration.json", mend, needs=("strength", "pictures"))
     chosen_by = found.get("chosen_by", "train" if found["pictures"] else "default")
     kept = {"strength": found["strength"], "chosen_by": chosen_by, "pictures": found["pictures"]}
     return {"refine": kept_settings(folder.masks).refine} | kept

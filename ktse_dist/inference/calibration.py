@@ -31,7 +31,7 @@ def calibrate(source: SeedSource, path: Path, tick: Tick = lambda: None) -> dict
     training pictures with ground truth, so many and so good; `default`: there is none (pictures 0, no miou).
     """
     if path.exists():
-        return read_json(path, "delete it and give the same command again")
+        return read_json(path, "delete it and give the same command again", needs=("strength", "pictures"))
     given, how = source.config.strength, source.config.refine
     strengths = source.config.alphas if how == "crf" else THRESHOLDS
     pictures, scores = strength_scores(source, truth_rows(source.index, source.config), strengths, tick)

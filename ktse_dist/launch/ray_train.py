@@ -21,13 +21,13 @@ from ray.train.v2._internal.exceptions import (  # what worker_failures holds; n
 
 from ktse_dist.config import Config
 from ktse_dist.data.pool import WorkerDied
-from ktse_dist.errors import UserError
+from ktse_dist.errors import STOPPED, UserError
 from ktse_dist.launch.address import joins_cluster
 from ktse_dist.launch.board import Pulse, Warden, make_board
 from ktse_dist.launch.resize import SaveBeforeResize
 from ktse_dist.training.job import Job
 from ktse_dist.training.loop import run
-from ktse_dist.training.setup import STOPPED, prepare_process
+from ktse_dist.training.setup import prepare_process
 from ktse_dist.training.watchdog import FIRST_STEP
 
 log = logging.getLogger("ktse")

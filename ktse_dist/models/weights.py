@@ -72,6 +72,19 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from None
     path.chmod(mode)
+    sort_header(path)
+
+
+def sort_header(path: Path) -> None:
+    """The same tensors and metadata as the same bytes: safetensors writes the metadata in a random order."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # it is, unless another version writes letters in another way
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def load_model(path: Path) -> Model:

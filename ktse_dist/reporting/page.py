@@ -54,7 +54,7 @@ def render(about: Material) -> str:
         scales=", ".join(f"{scale:g}" for scale in about.run.config.scales),
         losses=[(LOSSES.get(loss, loss), image) for loss, image in loss_images(about.folder)],
         sweep=sweep_image(about),
-        confusions=confusion_images(about.folder),
+        confusions=confusion_images(about.folder, summary),
         groups=picture_groups(about),
         threshold=threshold(summary),
         stages=[(stage, summary["seconds"][stage]) for stage in STAGES if stage in summary["seconds"]],
@@ -129,9 +129,11 @@ def sweep_image(about: Material) -> str | None:
     return sweep_plot(sweeps, chosen)
 
 
-def confusion_images(folder: RunFolder) -> list[tuple[str, str]]:
+def confusion_images(folder: RunFolder, summary: dict[str, Any]) -> list[tuple[str, str]]:
     """(whose, image) of the answers that were scored on val."""
-    tables = (("the masks", folder.confusion), ("the segmentation network", folder.segment.confusion))
+    tables = [("the masks", folder.confusion)]
+    if "network_miou_final" in summary:
+        tables.append(("the segmentation network", folder.segment.confusion))
     return [(whose, confusion_plot(*read_table(path))) for whose, path in tables if path.is_file()]
 
 

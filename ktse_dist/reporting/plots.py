@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ktse_dist.evaluation.sweep import ThresholdSweep
+from ktse_dist.files import finished_lines
 
 DPI = 120
 RUN, BASELINE = "#0072b2", "#d55e00"
@@ -21,7 +21,7 @@ Points = dict[str, list[tuple[int, float]]]
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; none if it is not there."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return [said for _, said in finished_lines(file)]
 
 
 def losses(lines: Sequence[Mapping[str, Any]]) -> Points:

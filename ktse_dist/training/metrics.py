@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import time
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
-from ktse_dist.files import write_text
+from ktse_dist.files import finished_lines, write_text
 from ktse_dist.run_folder import RunFolder
 
 log = logging.getLogger("ktse")
@@ -22,8 +21,8 @@ class MetricsLog:
     def __init__(self, folder: RunFolder, first_step: int):
         self._path = folder.metrics_file
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        write_text(self._path, "".join(f"{line}\n" for line in lines if step_of(line) <= first_step))
+        kept = [line for line, said in finished_lines(self._path) if said["step"] <= first_step]
+        write_text(self._path, "".join(f"{line}\n" for line in kept))
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
@@ -35,14 +34,6 @@ class MetricsLog:
 
     def close(self) -> None:
         self._board.close()
-
-
-def step_of(line: str) -> float:
-    """A line's step; infinity for one that a full disk or a power cut left unfinished."""
-    try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return math.inf
 
 
 class Means:

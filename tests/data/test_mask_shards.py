@@ -1,15 +1,19 @@
 """Mask shards beside picture shards: written whole, read by row, refused when they do not belong."""
 
+import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import webdataset as wds
 
 from ktse_dist.config.stages import Masks
 from ktse_dist.data.index import Entry, Index, encode_index
 from ktse_dist.data.mask_shards import MaskFiles, MaskIndex, write_mask_index, write_mask_shard
+from ktse_dist.data.pack.mask_png import mask_png
 from ktse_dist.data.palette import voc_palette
 from ktse_dist.errors import UserError
 from ktse_dist.inference.generate import SeedSource
@@ -35,7 +39,8 @@ def pictures(folder: Path, tags: tuple[int, ...] = (0, 1, 1, 1, 1), keys: tuple[
 
 
 def files(key: str) -> MaskFiles:
-    return MaskFiles(key, f"mask of {key}".encode(), f"confidence of {key}".encode())
+    value = KEYS.index(key)
+    return MaskFiles(key, mask_png(np.full((5, 7), value, np.uint8)), mask_png(np.full((5, 7), 9 + value, np.uint8)))
 
 
 def write_masks(folder: Path, index: Index) -> Path:
@@ -109,9 +114,56 @@ def test_a_shard_of_other_pictures_is_refused_by_name(masks, index):
 
 def test_a_damaged_mask_is_refused_by_name(masks, index):
     shard = masks / "train-00000.tar"
-    shard.write_bytes(shard.read_bytes().replace(b"mask of cat", b"mask of rat"))
+    whole, cat = shard.read_bytes(), files("cat").mask
+    shard.write_bytes(whole.replace(cat, cat[:40] + b"rat" + cat[43:]))
     with pytest.raises(UserError, match="mask of 'cat' is damaged"):
         MaskIndex(masks, index).read(1, "mask")
+
+
+def flipped(whole: bytes) -> bytes:
+    at = whole.index(files("cow").conf) + 45
+    return whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+
+
+def cut_between_members(whole: bytes) -> bytes:
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        return whole[: tar.getmembers()[4].offset]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [flipped, cut_between_members, lambda whole: whole[:2000], lambda whole: b"", lambda whole: b"no tar" * 99],
+)
+def test_a_damaged_shard_is_refused_before_it_is_indexed_again(masks, index, damage):
+    shard = masks / "train-00000.tar"
+    shard.write_bytes(damage(shard.read_bytes()))
+    with pytest.raises(UserError, match=r"train-00000\.tar: damaged; delete it, the same command then makes it again"):
+        write_mask_index(masks, index)
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:99], lambda whole: whole[:-24], lambda whole: b"", None])
+def test_damaged_records_are_refused_by_name(masks, index, damage):
+    records = masks / "train.masks.npy"
+    if damage:
+        records.write_bytes(damage(records.read_bytes()))
+    else:
+        records.unlink()
+    with pytest.raises(UserError, match=r"train\.masks\.npy: damaged.* again"):
+        MaskIndex(masks, index)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "3", "{"])
+def test_an_index_that_is_not_one_is_refused_by_name(masks, index, content):
+    (masks / "train.masks.json").write_text(content)
+    with pytest.raises(UserError, match=r"train\.masks\.json: damaged.*again"):
+        MaskIndex(masks, index)
+
+
+def test_a_shard_that_is_gone_is_named(masks, index):
+    found = MaskIndex(masks, index)
+    (masks / "train-00001.tar").unlink()
+    with pytest.raises(UserError, match=r"train-00001\.tar: not there; give the ktse masks"):
+        found.read(4, "mask")
 
 
 def test_missing_masks_are_one_clear_error(tmp_path, index):

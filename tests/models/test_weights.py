@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ktse_dist.config.method import Network
@@ -18,7 +19,7 @@ from ktse_dist.models.cam_head import CamHead
 from ktse_dist.models.convert import convert, renamed
 from ktse_dist.models.naming import GATES
 from ktse_dist.models.resnet38d import ResNet38d
-from ktse_dist.models.weights import load_model, load_safetensors, load_start, save_model
+from ktse_dist.models.weights import load_model, load_safetensors, load_start, save_model, save_tensors
 from ktse_dist.training.loop import make_engine
 
 LITE = Network(weights="none")
@@ -215,3 +216,14 @@ def test_a_pickle_that_would_run_code_is_not_run(tmp_path):
     )  # fmt: skip
     assert run.returncode == 2 and run.stderr.startswith("ktse: ") and "ran" not in run.stdout
     assert run.stderr.count("\n") == 1
+
+
+def test_equal_networks_are_equal_files(tmp_path):
+    tensors, about = {"b": torch.ones(3), "a": torch.zeros(2, dtype=torch.int64)}, {c: f"{c} ü" for c in "hgfedcba"}
+    written = set()
+    for number in range(8):
+        save_tensors(tensors, tmp_path / str(number), about)
+        written.add((tmp_path / str(number)).read_bytes())
+        with safe_open(tmp_path / str(number), "pt") as file:
+            assert file.metadata() == about and torch.equal(file.get_tensor("b"), torch.ones(3))
+    assert len(written) == 1
