@@ -4,7 +4,8 @@ Precedence: preset < YAML < override. Nothing else in ktse_dist reads YAML.
 """
 
 import difflib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -72,6 +73,20 @@ def nearest(path: Sequence[str], root: type[Model]) -> str:
     known = [field.alias or name for name, field in model.model_fields.items()]
     close = difflib.get_close_matches(path[-1], known, n=1)
     return f"Did you mean '{'.'.join([*path[:-1], close[0]])}'?" if close else f"Allowed here: {', '.join(known)}"
+
+
+def told(section: type[Model], name: str) -> str:
+    """All keys of a section with their defaults, for --help."""
+    keys = ", ".join(leaves(section().model_dump(mode="json", by_alias=True), name))
+    return f"keys and their defaults, where the run's config.yaml says nothing else: {keys}"
+
+
+def leaves(tree: Any, path: str) -> Iterator[str]:
+    if not isinstance(tree, dict):
+        yield f"{path}={json.dumps(tree)}"
+        return
+    for key, value in tree.items():
+        yield from leaves(value, f"{path}.{key}")
 
 
 def names() -> list[str]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ktse_dist.config import Config
 from ktse_dist.config.stages import Masks
-from ktse_dist.config_file import merge, parse_override, validate
+from ktse_dist.config_file import merge, parse_override, told, validate
 from ktse_dist.data.index import Index
 from ktse_dist.data.mask_settings import keep_settings
 from ktse_dist.data.mask_shards import write_mask_index
@@ -58,7 +58,8 @@ SETTABLE = (
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="ktse masks", description=__doc__.split("\n")[0], allow_abbrev=False)
+    about, keys = __doc__.split("\n")[0], told(Masks, "masks")
+    parser = argparse.ArgumentParser(prog="ktse masks", description=about, epilog=keys, allow_abbrev=False)
     parser.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
     keys = f"keys of the masks section, {', '.join(SETTABLE)}"
     parser.add_argument("--refine", choices=REFINE, help="masks.refine: CAMs as they are, after a CRF, or by IRN")

@@ -11,7 +11,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ktse_dist.config import Config
-from ktse_dist.config_file import merge, parse_override, validate
+from ktse_dist.config.stages import Segment
+from ktse_dist.config_file import merge, parse_override, told, validate
 from ktse_dist.data.mask_settings import keep_settings, kept_settings
 from ktse_dist.data.mask_shards import write_mask_index
 from ktse_dist.data.pool import WorkerDied
@@ -44,7 +45,8 @@ FREE = frozenset(
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="ktse segment", description=__doc__.split("\n")[0], allow_abbrev=False)
+    what, own = __doc__.split("\n")[0], told(Segment, "segment")
+    parser = argparse.ArgumentParser(prog="ktse segment", description=what, epilog=own, allow_abbrev=False)
     parser.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
     about = f"keys of the sections {', '.join(SECTIONS)}, and {', '.join(KEYS)}, over those of the run"
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help=about)

@@ -24,3 +24,10 @@ def test_help_names_every_verb(capsys):
     dispatch(["--help"])
     text = capsys.readouterr().out
     assert [line.split()[0] for line in text.splitlines() if line.startswith("  ")] == list(VERBS)
+
+
+@pytest.mark.parametrize(("verb", "key"), [("masks", "masks.workers=0"), ("segment", 'segment.crf="plain"')])
+def test_help_tells_the_keys_of_a_stage_with_their_defaults(capsys, verb, key):
+    with pytest.raises(SystemExit):
+        dispatch([verb, "--help"])
+    assert key in capsys.readouterr().out

@@ -87,6 +87,14 @@ def test_a_second_command_makes_nothing_again(finished):
     assert files(RunFolder(finished)) == before
 
 
+def test_finished_masks_need_no_network_again(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    folder.refinement.model.unlink()
+    assert masks.make_masks(folder, masks.with_mask_keys(*asked(finished))) == 0
+    assert not folder.refinement.model.exists()
+
+
 def asked(run: Path):
     return load_config(run / "config.yaml"), ["masks.refine=irn", *KEYS]
 
