@@ -41,24 +41,27 @@ STRIDE = {"resnet38d": 8}
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="600x400 at scale 1, without a target; under 3 minutes")
-    parser.add_argument("--scales", type=float, nargs="+", help="masks.scales (default: four; the largest decides)")
+    four = (0.5, 1.0, 1.5, 2.0)
+    about = "masks.scales (default: the published four; the largest decides)"
+    parser.add_argument("--scales", type=float, nargs="+", default=four, help=about)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of the network (%(default)s)")
     parser.add_argument("--backbone", default="resnet38d", choices=["resnet38d", "efficientnet_lite0", "resnet50"])
     parser.add_argument("--save", type=Path, help="also write the result as JSON to this file")
     options = parser.parse_args(arguments)
     network = Network(backbone=options.backbone, output_stride=STRIDE.get(options.backbone, 16), weights="none")
-    size, scales = (QUICK, [1.0]) if options.quick else (SIZE, options.scales)
-    keys = [f"masks.scales={scales}"] if scales else []
+    size, scales = (QUICK, [1.0]) if options.quick else (SIZE, [*options.scales])
+    keys = [f"masks.scales={scales}"]
     with tempfile.TemporaryDirectory() as folder:
-        run = make_run(Path(folder), network, size)
+        run = make_run(Path(folder), network, size, options.precision)
         seconds, peak = watched(run, keys)
         check(run, size)
-    result = report(network, size, keys, seconds, peak)
+    result = report(network, size, [*keys, f"train.precision={options.precision}"], seconds, peak)
     if options.save:
         options.save.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
 
 
-def make_run(root: Path, network: Network, size: tuple[int, int]) -> RunFolder:
+def make_run(root: Path, network: Network, size: tuple[int, int], precision: str) -> RunFolder:
     """A finished training: the large picture is the only one of val."""
     with new_dataset(root / "data") as building:
         splits = {"train": [drawn(120, 160)], "val": [drawn(*size)]}
@@ -66,7 +69,8 @@ def make_run(root: Path, network: Network, size: tuple[int, int]) -> RunFolder:
         write_about(building, CLASSES, made)
     folder = RunFolder(root / "run")
     keys = [f"data.path={root / 'data'}", f"run.root={root}", "masks.strength=3", f"model.backbone={network.backbone}"]
-    folder.write_config(load_config(None, [*keys, f"model.output_stride={network.output_stride}"]))
+    keys += [f"model.output_stride={network.output_stride}", f"train.precision={precision}"]
+    folder.write_config(load_config(None, keys))
     torch.manual_seed(0)
     model = nn.ModuleDict(dict(zip(("backbone", "head"), models.build(network, len(CLASSES)), strict=True)))
     save_model(folder.model, model.state_dict(), network, CLASSES)
