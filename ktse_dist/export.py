@@ -73,7 +73,7 @@ def export_network(options: argparse.Namespace) -> None:
     if options.predictions:
         raise UserError("--format onnx: predictions hold masks, no network; give --run")
     folder = RunFolder(options.run.absolute())
-    folder.read_config()
+    folder.read_config()  # says so where this is no run
     if options.split or options.pictures:
         raise UserError("--format onnx: a network has neither splits nor pictures; leave out --split and --pictures")
     if not folder.segment.model.is_file():
