@@ -122,7 +122,7 @@ def look(
     for scale in scales:
         pixels = _resized(rgb, scale, resize)
         large = max_pixels and pixels.shape[1] * pixels.shape[2] > max_pixels
-        cam, scores = _tiled(network, pixels, max_pixels) if large else _whole(network, pixels)
+        cam, scores = _tiled(network, pixels, max_pixels) if large else _whole(network, pixels, max_pixels)
         views.append(cam)
         logits.append(scores.unflatten(0, (2, -1)).sum(0))
     return Looks(views, (sum(logits) / (2 * len(scales))).cpu().numpy(), rgb.shape[1:3])
@@ -135,10 +135,13 @@ def normalise(rgb: np.ndarray, network: CamNetwork) -> Tensor:
     return (pixels - mean) / std
 
 
-def _whole(network: CamNetwork, rgb: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Signed CAMs [2B,C,h,w] and logits [2B,C] of the pictures and of their mirror images."""
+def _whole(network: CamNetwork, rgb: np.ndarray, max_pixels: int | None) -> tuple[Tensor, Tensor]:
+    """Signed CAMs [2B,C,h,w] and logits [2B,C] of the pictures and of their mirror images: in one pass, or one after
+    the other where they have more than max_pixels together."""
     images = normalise(rgb, network)
-    return _scored(network, _cam(network, torch.cat([images, images.flip(3)])))
+    both = torch.cat([images, images.flip(3)])
+    together = max_pixels is None or len(both) * rgb.shape[1] * rgb.shape[2] <= max_pixels
+    return _scored(network, torch.cat([_cam(network, some) for some in both.split(len(both) if together else 1)]))
 
 
 def _tiled(network: CamNetwork, rgb: np.ndarray, max_pixels: int) -> tuple[Tensor, Tensor]:
