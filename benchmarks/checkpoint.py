@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from ktse_dist import models
 from ktse_dist.config.method import Network
 from ktse_dist.config.training import Engine as EngineConfig
+from ktse_dist.memory import keep_freed_memory
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training import checkpoint
 from ktse_dist.training.engine import Engine, build_engine
 from ktse_dist.training.engine.host_copies import HostCopies
-from ktse_dist.training.setup import keep_freed_memory
 from ktse_dist.training.writer import Snapshot, Writer
 
 TARGET = 1.0  # seconds

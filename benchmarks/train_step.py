@@ -35,11 +35,11 @@ import kernels
 from ktse_dist import models
 from ktse_dist.config import Config
 from ktse_dist.config_file import load_config
+from ktse_dist.memory import keep_freed_memory
 from ktse_dist.method import ktse
 from ktse_dist.method.batch import Batch
 from ktse_dist.method.ktse import KTSE
 from ktse_dist.training.optim import parameter_groups
-from ktse_dist.training.setup import keep_freed_memory
 
 SHAPES = {"voc": (16, 320, 20), "coco": (16, 320, 80), "demo": (8, 160, 20)}  # pictures, size, classes
 WEIGHTS = {"efficientnet_lite0": "imagenet", "resnet38d": "none"}

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ktse_dist.data.augment import Resize, resize_picture
 from ktse_dist.inference.tiles import tiled
+from ktse_dist.memory import trim
 
 PRESENT = 1e-5  # a label above this is a tag
 COARSE, ROUNDED = 4, 16  # pixels
@@ -146,7 +147,9 @@ def _whole(network: CamNetwork, rgb: np.ndarray, max_pixels: int | None) -> tupl
 
 def _tiled(network: CamNetwork, rgb: np.ndarray, max_pixels: int) -> tuple[Tensor, Tensor]:
     def see(tile: np.ndarray) -> Tensor:
-        return _cam(network, normalise(tile[None], network))[0]
+        cam = _cam(network, normalise(tile[None], network))[0]
+        trim()  # what malloc keeps of tiles of many sizes adds up to gigabytes
+        return cam
 
     views = (tiled(see, picture, network.stride, max_pixels) for picture in (*rgb, *rgb[:, :, ::-1]))
     return _scored(network, torch.stack([*views]))

@@ -15,6 +15,7 @@ from ktse_dist.data.bad_samples import BadSamples
 from ktse_dist.data.index import Index
 from ktse_dist.data.stream import Plan
 from ktse_dist.errors import UserError
+from ktse_dist.memory import keep_freed_memory, return_freed_memory
 from ktse_dist.training import checkpoint
 from ktse_dist.training.accumulation import train_step
 from ktse_dist.training.context import RunContext
@@ -26,7 +27,7 @@ from ktse_dist.training.metrics import Means, MetricsLog, Progress
 from ktse_dist.training.mirror import published
 from ktse_dist.training.reached import Reached, going_on
 from ktse_dist.training.schedule import Schedule
-from ktse_dist.training.setup import keep_freed_memory, return_freed_memory, uses_gpu
+from ktse_dist.training.setup import uses_gpu
 from ktse_dist.training.task import KTSE_TASK, Task
 from ktse_dist.training.writer import Snapshot, Writer
 

@@ -1,16 +1,11 @@
 """What a training process needs before its first tensor."""
 
-import ctypes
 import logging
 import sys
 
 import torch
 
 from ktse_dist.config import Config
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
-KEEPING = {M_MMAP_THRESHOLD: 1 << 30, M_TRIM_THRESHOLD: 1 << 30, M_TOP_PAD: 1 << 26}
-USUAL = {M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 64 << 20, M_TOP_PAD: 128 << 10}  # what glibc itself settles at
 
 
 def prepare_process(threads: int | None) -> None:
@@ -39,25 +34,3 @@ def start_logging() -> None:
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep a step's freed tensors for the next one instead of returning their pages each time.
-
-    For steps of one size: pictures of many sizes would leave gaps: masks of a large one took 6.7 GB, without it 3.
-    """
-    set_malloc(KEEPING)
-
-
-def return_freed_memory() -> None:
-    """The end of `keep_freed_memory`: what is free goes back to the system, now and later."""
-    set_malloc(USUAL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def set_malloc(options: dict[int, int]) -> None:
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        for option, value in options.items():
-            libc.mallopt(option, value)

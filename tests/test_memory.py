@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = """
 import psutil, torch
-from ktse_dist.training.setup import keep_freed_memory, return_freed_memory
+from ktse_dist.memory import keep_freed_memory, return_freed_memory
 resident = lambda: psutil.Process().memory_info().rss >> 20
 torch.ones(1)
 before = resident()
