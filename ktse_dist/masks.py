@@ -58,8 +58,8 @@ SETTABLE = (
 
 
 def main(arguments: list[str]) -> None:
-    about, keys = __doc__.split("\n")[0], told(Masks, "masks")
-    parser = argparse.ArgumentParser(prog="ktse masks", description=about, epilog=keys, allow_abbrev=False)
+    about, known = __doc__.split("\n")[0], told(Masks, "masks")
+    parser = argparse.ArgumentParser(prog="ktse masks", description=about, epilog=known, allow_abbrev=False)
     parser.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
     keys = f"keys of the masks section, {', '.join(SETTABLE)}"
     parser.add_argument("--refine", choices=REFINE, help="masks.refine: CAMs as they are, after a CRF, or by IRN")

@@ -138,11 +138,12 @@ def normalise(rgb: np.ndarray, network: CamNetwork) -> Tensor:
 
 def _whole(network: CamNetwork, rgb: np.ndarray, max_pixels: int | None) -> tuple[Tensor, Tensor]:
     """Signed CAMs [2B,C,h,w] and logits [2B,C] of the pictures and of their mirror images: in one pass, or one after
-    the other where they have more than max_pixels together."""
+    the other where a picture and its mirror image have more than max_pixels."""
     images = normalise(rgb, network)
     both = torch.cat([images, images.flip(3)])
-    together = max_pixels is None or len(both) * rgb.shape[1] * rgb.shape[2] <= max_pixels
-    return _scored(network, torch.cat([_cam(network, some) for some in both.split(len(both) if together else 1)]))
+    together = max_pixels is None or 2 * rgb.shape[1] * rgb.shape[2] <= max_pixels
+    at_once = len(both) if together else len(images)  # how many pictures there are is for the caller to bound
+    return _scored(network, torch.cat([_cam(network, some) for some in both.split(at_once)]))
 
 
 def _tiled(network: CamNetwork, rgb: np.ndarray, max_pixels: int) -> tuple[Tensor, Tensor]:
