@@ -31,20 +31,48 @@ def affinity(
     red = images + image.to(tl.int64) * stride_b
     green, blue = red + stride_c, red + 2 * stride_c
     r, g, b = _colours(red, green, blue, own * stride_p)
-
-    mean_r = tl.zeros((PIXELS,), tl.float32)
-    mean_g = tl.zeros((PIXELS,), tl.float32)
-    mean_b = tl.zeros((PIXELS,), tl.float32)
+    mean_r, mean_g, mean_b = _mean(
+        red, green, blue, r, g, b, y, x, dilations, count, height, width, stride_p, PIXELS
+    )  # fmt: skip
+    scale_r, scale_g, scale_b = _scale(
+        red, green, blue, mean_r, mean_g, mean_b, y, x, dilations, count, height, width, stride_p, PIXELS
+    )  # fmt: skip
+    peak, total = _mass(
+        red, green, blue, r, g, b, scale_r, scale_g, scale_b, y, x, dilations, count, height, width, stride_p, PIXELS
+    )  # fmt: skip
+    share = 1 / total
+    weights += image.to(tl.int64) * (8 * count) * height * width
     for i in range(count):
         up, low, left, right = _around(y, x, tl.load(dilations + i), height, width)
         for n in tl.static_range(8):
             at_r, at_g, at_b = _colours(red, green, blue, _place(n, up, y, low, left, x, right, width) * stride_p)
-            mean_r += at_r - r
-            mean_g += at_g - g
-            mean_b += at_b - b
-    # of differences to the own colour: none of it is lost in a flat region
-    mean_r, mean_g, mean_b = r + mean_r / (8 * count), g + mean_g / (8 * count), b + mean_b / (8 * count)
+            likeness = _likeness((at_r - r) * scale_r, (at_g - g) * scale_g, (at_b - b) * scale_b)
+            weight = tl.exp(likeness - peak) * share + tl.load(position + 8 * i + n)
+            tl.store(weights + pixel, weight, mask=inside)
+            weights += height * width
 
+
+@triton.jit
+def _mean(red, green, blue, r, g, b, y, x, dilations, count, height, width, stride_p, PIXELS: tl.constexpr):
+    """The neighbours' mean colour, of differences to the own one: none of it is lost in a flat region."""
+    sum_r = tl.zeros((PIXELS,), tl.float32)
+    sum_g = tl.zeros((PIXELS,), tl.float32)
+    sum_b = tl.zeros((PIXELS,), tl.float32)
+    for i in range(count):
+        up, low, left, right = _around(y, x, tl.load(dilations + i), height, width)
+        for n in tl.static_range(8):
+            at_r, at_g, at_b = _colours(red, green, blue, _place(n, up, y, low, left, x, right, width) * stride_p)
+            sum_r += at_r - r
+            sum_g += at_g - g
+            sum_b += at_b - b
+    return r + sum_r / (8 * count), g + sum_g / (8 * count), b + sum_b / (8 * count)
+
+
+@triton.jit
+def _scale(
+    red, green, blue, mean_r, mean_g, mean_b, y, x, dilations, count, height, width, stride_p, PIXELS: tl.constexpr
+):  # fmt: skip
+    """What makes a colour difference a number of sharpened deviations, for each colour."""
     square_r = tl.zeros((PIXELS,), tl.float32)
     square_g = tl.zeros((PIXELS,), tl.float32)
     square_b = tl.zeros((PIXELS,), tl.float32)
@@ -58,7 +86,15 @@ def affinity(
     scale_r = 1 / ((tl.sqrt(square_r / (8 * count - 1)) + EPSILON) * SHARPNESS)
     scale_g = 1 / ((tl.sqrt(square_g / (8 * count - 1)) + EPSILON) * SHARPNESS)
     scale_b = 1 / ((tl.sqrt(square_b / (8 * count - 1)) + EPSILON) * SHARPNESS)
+    return scale_r, scale_g, scale_b
 
+
+@triton.jit
+def _mass(
+    red, green, blue, r, g, b, scale_r, scale_g, scale_b, y, x, dilations, count, height, width, stride_p,
+    PIXELS: tl.constexpr,
+):  # fmt: skip
+    """(largest exponent, sum of exponentials below it) of all neighbours, in one pass."""
     peak = tl.full((PIXELS,), float("-inf"), tl.float32)
     total = tl.zeros((PIXELS,), tl.float32)
     for i in range(count):
@@ -69,17 +105,7 @@ def affinity(
             lesser = tl.exp(tl.minimum(likeness, peak) - tl.maximum(likeness, peak))
             total = tl.where(likeness > peak, total * lesser + 1, total + lesser)
             peak = tl.maximum(likeness, peak)
-
-    share = 1 / total
-    weights += image.to(tl.int64) * (8 * count) * height * width
-    for i in range(count):
-        up, low, left, right = _around(y, x, tl.load(dilations + i), height, width)
-        for n in tl.static_range(8):
-            at_r, at_g, at_b = _colours(red, green, blue, _place(n, up, y, low, left, x, right, width) * stride_p)
-            likeness = _likeness((at_r - r) * scale_r, (at_g - g) * scale_g, (at_b - b) * scale_b)
-            weight = tl.exp(likeness - peak) * share + tl.load(position + 8 * i + n)
-            tl.store(weights + pixel, weight, mask=inside)
-            weights += height * width
+    return peak, total
 
 
 @triton.jit

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels.launch import launch
-from kernels.ops.pyramid.kernel import gate_backward, gate_forward, pool, pool_backward, weight_backward
+from kernels.ops.pyramid.kernel import gate_backward, gate_forward, weight_backward
+from kernels.ops.pyramid.levels import pool, pool_backward
 from kernels.ops.pyramid.reference import LEVELS
 from kernels.tuning import architecture, options
 

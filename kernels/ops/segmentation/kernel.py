@@ -68,13 +68,7 @@ def tile_losses(
     uses = tl.where(confident, 2, tl.where(background | single, 1, 0))  # 0: nothing, 1: entropy, 2: runner-up
     use = tl.max(uses, axis=0)
     if use == 0:
-        tl.store(partials + program, 0.0)
-        tl.store(partials + programs + program, 0.0)
-        tl.store(partials + 2 * programs + program, 0.0)
-        if WITH_GRAD:
-            for start in range(0, 4 * (classes + 1), FIRST):
-                place = start + tl.arange(0, FIRST)
-                tl.store(shares + place, tl.zeros((FIRST,), tl.float32), mask=place < 4 * (classes + 1))
+        _store_nothing(partials, shares, program, programs, classes, WITH_GRAD, FIRST)
         return
 
     above, below = tl.maximum(cell_y - 1, 0) * w, tl.minimum(cell_y, h - 1) * w
@@ -88,6 +82,7 @@ def tile_losses(
     corners = logits + (tl.where(line == 0, above, below) + tl.where(column == 0, before, after)) * stride_p
     first = _scores(corners, down, right, 0, classes, stride_c, FIRST)
     best = tl.max(first, axis=0)
+    rest = None
     if REST:
         rest = _scores(corners, down, right, FIRST, classes, stride_c, REST)
         best = tl.maximum(best, tl.max(rest, axis=0))
@@ -96,16 +91,10 @@ def tile_losses(
     runner = tl.full((TILE_Y * TILE_X,), NEITHER, tl.int32)
     if WITH_TAGS:  # noqa: SIM102 (a constant: what is inside is not compiled otherwise)
         if use == 2:
-            second = _below(first, best)
-            if REST:
-                second = tl.maximum(second, _below(rest, best))
+            second = _second(first, rest, best, REST)
             gap = tl.where(confident, second - best, 0.0)
             if WITH_GRAD:
-                runner = tl.min(tl.where(first == second[None, :], _class(0, FIRST), NEITHER), axis=0)
-                if REST:
-                    of_rest = tl.min(tl.where(rest == second[None, :], _class(FIRST, REST), NEITHER), axis=0)
-                    runner = tl.minimum(runner, of_rest)
-                runner = tl.where(confident & (second > 0), runner, NEITHER)
+                runner = tl.where(confident & (second > 0), _who(first, rest, second, FIRST, REST), NEITHER)
 
     peak = tl.maximum(best, ground)
     shift = peak * LOG2_E
@@ -120,16 +109,9 @@ def tile_losses(
     of_background, of_single, of_confident = _denominators(counts)
     weight = tl.where(background, 1 / of_background, tl.where(single, fg_weight / of_single, 0.0))
     part = weight / mass
-    # Seven sums over the tile in one: the three terms, then the background's share at each corner.
-    row = tl.arange(0, 8)[:, None]
-    seven = tl.where(row == 1, tl.where(single, entropy, 0.0)[None, :], tl.where(background, entropy, 0.0)[None, :])
-    seven = tl.where(row == 2, gap[None, :], seven)
     slope = of_ground * part - tl.where(background, weight, 0.0)
-    seven = tl.where(row == 3, (slope * (1 - down) * (1 - right))[None, :], seven)
-    seven = tl.where(row == 4, (slope * (1 - down) * right)[None, :], seven)
-    seven = tl.where(row == 5, (slope * down * (1 - right))[None, :], seven)
-    seven = tl.where(row == 6, (slope * down * right)[None, :], seven)
-    seven, row = tl.sum(tl.trans(seven), axis=0), tl.arange(0, 8)
+    row = tl.arange(0, 8)
+    seven = _seven_sums(background, single, entropy, gap, slope, down, right)
     tl.store(partials + row * programs + program, seven, mask=row < 3)
     if WITH_GRAD:
         tl.store(shares + (row - 3) * (classes + 1), seven, mask=(row >= 3) & (row < 7))
@@ -222,6 +204,20 @@ def _groups(target, foreground, pixel, inside, tags, threshold, WITH_TAGS: tl.co
 
 
 @triton.jit
+def _store_nothing(
+    partials, shares, program, programs, classes, WITH_GRAD: tl.constexpr, FIRST: tl.constexpr
+):  # fmt: skip
+    """What a tile adds where none of its pixels counts."""
+    tl.store(partials + program, 0.0)
+    tl.store(partials + programs + program, 0.0)
+    tl.store(partials + 2 * programs + program, 0.0)
+    if WITH_GRAD:
+        for start in range(0, 4 * (classes + 1), FIRST):
+            place = start + tl.arange(0, FIRST)
+            tl.store(shares + place, tl.zeros((FIRST,), tl.float32), mask=place < 4 * (classes + 1))
+
+
+@triton.jit
 def _denominators(counts):
     return (
         tl.maximum(tl.load(counts), 1.0),
@@ -275,6 +271,25 @@ def _between(a, b, c, d, down, right):
 
 
 @triton.jit
+def _second(first, rest, best, REST: tl.constexpr):
+    """The score of the second best class at each pixel."""
+    second = _below(first, best)
+    if REST:
+        second = tl.maximum(second, _below(rest, best))
+    return second
+
+
+@triton.jit
+def _who(first, rest, score, FIRST: tl.constexpr, REST: tl.constexpr):
+    """The first class that has the score, at each pixel."""
+    number = tl.min(tl.where(first == score[None, :], _class(0, FIRST), NEITHER), axis=0)
+    if REST:
+        of_rest = tl.min(tl.where(rest == score[None, :], _class(FIRST, REST), NEITHER), axis=0)
+        number = tl.minimum(number, of_rest)
+    return number
+
+
+@triton.jit
 def _below(scores, best):
     """The largest score that is not the best one, or 0.
 
@@ -284,6 +299,19 @@ def _below(scores, best):
     bits = scores.to(tl.int32, bitcast=True)
     lower = tl.maximum(bits - best.to(tl.int32, bitcast=True)[None, :], -1)  # all bits, or none for the best
     return tl.max(bits & lower, axis=0).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _seven_sums(background, single, entropy, gap, slope, down, right):
+    """Seven sums over the tile in one, [8]: the three terms, then the background's share at each corner."""
+    row = tl.arange(0, 8)[:, None]
+    seven = tl.where(row == 1, tl.where(single, entropy, 0.0)[None, :], tl.where(background, entropy, 0.0)[None, :])
+    seven = tl.where(row == 2, gap[None, :], seven)
+    seven = tl.where(row == 3, (slope * (1 - down) * (1 - right))[None, :], seven)
+    seven = tl.where(row == 4, (slope * (1 - down) * right)[None, :], seven)
+    seven = tl.where(row == 5, (slope * down * (1 - right))[None, :], seven)
+    seven = tl.where(row == 6, (slope * down * right)[None, :], seven)
+    return tl.sum(tl.trans(seven), axis=0)
 
 
 @triton.jit
