@@ -60,7 +60,9 @@ def finished_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each line of a file of JSON lines and what it says; what a full disk or a power cut left of one says nothing."""
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         with suppress(ValueError):
-            yield line, json.loads(line)
+            said = json.loads(line)
+            if isinstance(said, dict):
+                yield line, said
 
 
 def remove_partials(folder: Path, of: str = "*") -> None:

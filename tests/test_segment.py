@@ -29,6 +29,8 @@ from ktse_dist.training import checkpoint
 from ktse_dist.training.job import check_same_run
 from ktse_dist.training.loop import run
 
+from .training.ranks import Rank
+
 KEYS = ["data.crop=64", "train.batch=[[0,4]]", "train.epochs=3", "train.phase1_epochs=1", "train.log_steps=1"]
 KEYS += ["segment.networks=2", "segment.sure=0.95", "segment.scales=[0.5]", "masks.processes=0"]
 KEYS += ["model.weights=imagenet"]  # the run itself was never trained
@@ -58,28 +60,14 @@ def test_masks_become_a_network_its_masks_of_val_and_a_score(masked_run):
     assert masked_run.read_summary()["network_miou_final"] == summary["network_miou_final"]
 
 
-class Interrupted:
-    rank, world, step = 0, 1, 0
-
-    def __init__(self, steps: int):
-        self.left = steps
-
-    def report(self, metrics, checkpoint_path=None):
-        pass
-
-    def should_stop(self) -> bool:
-        self.left -= 1
-        return self.left == 0
-
-
 @pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_stopped_stage_goes_on_to_the_same_weights(masked_run, count):
     config = segment.stage2(masked_run, [*KEYS, f"segment.networks={count}", "segment.sure=0.2"])
     whole = segment.job_of(masked_run, config)
     parts = replace(whole, folder=RunFolder(masked_run.path / "parts"))
-    run(whole, Interrupted(-1))
+    run(whole, Rank())
     for _ in range(3):
-        run(parts, Interrupted(2))
+        run(parts, Rank(steps=2))
     expected, found = (load_file(job.folder.model) for job in (whole, parts))
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)

@@ -1,4 +1,4 @@
-"""Processes that train together without Ray: what the *_runs.py scripts beside this file start."""
+"""Training without Ray: one rank in the test itself, or the processes that *_runs.py beside this file start."""
 
 import os
 import sys
@@ -13,15 +13,16 @@ from ktse_dist.training.setup import prepare_process
 
 
 class Rank:
-    """The loop's context. It asks to stop after so many steps of this process; None: never."""
+    """The loop's context, which keeps what it is told. It asks to stop after so many steps; None: never."""
 
     step = 0
 
-    def __init__(self, rank: int, world: int, steps: int | None = None):
+    def __init__(self, rank: int = 0, world: int = 1, steps: int | None = None):
         self.rank, self.world, self._left = rank, world, steps
+        self.told = []
 
     def report(self, metrics, checkpoint_path=None):
-        pass
+        self.told.append(metrics)
 
     def should_stop(self) -> bool:
         if self._left is not None:

@@ -35,7 +35,7 @@ def test_a_run_goes_on_elsewhere_and_on_another_layout(key):
 
 def test_metrics_go_on_after_a_line_that_a_power_cut_left_unfinished(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.metrics_file.write_text('{"step": 10, "cls": 0.5}\n{"step": 20, "cls": 0.4}\n{"step": 30, "c')
+    folder.metrics_file.write_text('{"step": 10, "cls": 0.5}\n{"step": 20, "cls": 0.4}\n30\n{"step": 30, "c')
     MetricsLog(folder, 10).close()
     assert folder.metrics_file.read_text() == '{"step": 10, "cls": 0.5}\n'
 

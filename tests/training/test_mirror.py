@@ -26,25 +26,10 @@ from ktse_dist.training.mirror import Mirror
 from ktse_dist.training.storage import Storage
 from ktse_dist.training.writer import Snapshot, Writer
 
+from .ranks import Rank
+
 WEIGHTS = {"w": torch.arange(6.0).view(2, 3)}
 RUN_FILES = ["ATTRIBUTION.md", "config.yaml", "metrics.jsonl", "model.md", "model.safetensors", "summary.json"]
-
-
-class One:
-    """One process that asks to stop after so many steps."""
-
-    rank, world = 0, 1
-
-    def __init__(self, steps: int | None = None):
-        self._left = steps
-
-    def report(self, metrics, checkpoint_path=None):
-        pass
-
-    def should_stop(self) -> bool:
-        if self._left is not None:
-            self._left -= 1
-        return self._left == 0
 
 
 def write(folder: RunFolder, *steps: int, deadline: float = 20, name: str | None = None, keep: int = 2) -> None:
@@ -88,11 +73,11 @@ def config_of(dataset: Path, root: Path | str) -> Config:
 
 def test_a_run_that_goes_on_on_another_machine_ends_in_the_same_bits(bucket, dataset, tmp_path, monkeypatch):
     whole = config_of(dataset, tmp_path / "whole")
-    run(Job(whole, run_folder(whole)), One())
+    run(Job(whole, run_folder(whole)), Rank())
     for machine, steps in (("a", 3), ("b", 2), ("c", None)):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
         moved = config_of(dataset, bucket.url)
-        run(Job(moved, run_folder(moved)), One(steps))
+        run(Job(moved, run_folder(moved)), Rank(steps=steps))
     expected, found = (load_file(run_folder(config).model) for config in (whole, moved))
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -105,7 +90,7 @@ def test_a_fork_starts_from_an_address(bucket, dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a"))
     config = config_of(dataset, bucket.url)
     folder = run_folder(config)
-    run(Job(config, folder), One(3))
+    run(Job(config, folder), Rank(steps=3))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
     fork = Job(config, run_folder(config).baseline, f"{bucket.url}/demo/checkpoints/phase1")
     assert prepare(fork)[2].state["step"] == 3
@@ -215,7 +200,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_mirror import RunFolder, Storage, write
+from training.test_mirror import RunFolder, Storage, write
 count = 0
 def killed(before):
     def call(*arguments, **names):
@@ -239,7 +224,7 @@ def check_kills(bucket, path: Path, points: range) -> int:
     """How many of the points a save was killed at: each request that changes what is at the address."""
     for at in points:
         write(RunFolder(path / "before" / str(at), f"{bucket.url}/{at}"), 1)
-    command = [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parent), bucket.url, *map(str, points)]
+    command = [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parents[1]), bucket.url, *map(str, points)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     ends = [int(line) for line in done.stdout.split()]
     kills = ends.count(signal.SIGKILL)

@@ -16,24 +16,9 @@ from ktse_dist.run_folder import RunFolder
 from ktse_dist.training.job import Job
 from ktse_dist.training.trial import run_trial, train_to
 
+from .ranks import Rank
+
 FORK, RUNGS = 4, [6, 8]
-
-
-class Watcher:
-    """One rank that keeps what it is told, and asks to stop after so many steps."""
-
-    rank, world = 0, 1
-
-    def __init__(self, steps: int | None = None):
-        self.told, self.left = [], steps
-
-    def report(self, metrics, checkpoint_path=None):
-        self.told.append(metrics)
-
-    def should_stop(self) -> bool:
-        if self.left is not None:
-            self.left -= 1
-        return self.left == 0
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +33,19 @@ def config(tmp_path_factory) -> Config:
 @pytest.fixture(scope="module")
 def fork(config, tmp_path_factory) -> Path:
     folder = RunFolder(tmp_path_factory.mktemp("phase1"))
-    assert train_to(Job(config, folder), 0, FORK, Watcher())
+    assert train_to(Job(config, folder), 0, FORK, Rank())
     return folder.phase1
 
 
-def trial(config: Config, fork: Path, folder: Path, *contexts: Watcher) -> list[dict]:
+def trial(config: Config, fork: Path, folder: Path, *contexts: Rank) -> list[dict]:
     for context in contexts:
         run_trial(Job(config, RunFolder(folder), fork), FORK, RUNGS, context)
     return contexts[-1].told
 
 
 def test_a_trial_stopped_between_rungs_reports_what_an_unbroken_one_does(config, fork, tmp_path):
-    whole = trial(config, fork, tmp_path / "whole", Watcher())
-    broken = trial(config, fork, tmp_path / "broken", Watcher(1), Watcher(2), Watcher())
+    whole = trial(config, fork, tmp_path / "whole", Rank())
+    broken = trial(config, fork, tmp_path / "broken", Rank(steps=1), Rank(steps=2), Rank())
     assert [found["rung"] for found in whole] == [1, 2]
     assert whole[-1]["scores"] == [found["score"] for found in whole]
     without_time = [[{**found, "seconds": 0} for found in told] for told in (whole, broken)]
@@ -70,7 +55,7 @@ def test_a_trial_stopped_between_rungs_reports_what_an_unbroken_one_does(config,
 
 
 def test_its_last_score_is_what_evaluate_finds_in_the_finished_run(config, fork, tmp_path):
-    told = trial(config, fork, tmp_path, Watcher())
+    told = trial(config, fork, tmp_path, Rank())
     folder, train = RunFolder(tmp_path), splits(config)[0]
     network = network_from(folder.model, config)
     source = SeedSource(network, train, config.masks, config.data.resize)
@@ -83,8 +68,8 @@ def test_its_last_score_is_what_evaluate_finds_in_the_finished_run(config, fork,
 
 
 def test_a_finished_trial_trains_and_scores_nothing_again(config, fork, tmp_path):
-    first = trial(config, fork, tmp_path, Watcher())
+    first = trial(config, fork, tmp_path, Rank())
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name.startswith(("step", "model"))}
-    assert trial(config, fork, tmp_path, Watcher()) == first
+    assert trial(config, fork, tmp_path, Rank()) == first
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert len(json.loads((tmp_path / "scores.json").read_text())) == len(RUNGS)

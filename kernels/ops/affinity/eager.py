@@ -86,7 +86,7 @@ def _weights(images: Tensor, dilations: tuple[int, ...]) -> Tensor:
 @lru_cache(maxsize=16)
 def _position(dilations: tuple[int, ...], device: torch.device) -> Tensor:
     """`position_weights` as [K,1,1], kept on the device."""
-    return position_weights(dilations)[0, 0].to(device)
+    return position_weights(dilations)[:, None, None].to(device)
 
 
 def _padded(maps: Tensor, dilations: tuple[int, ...]) -> Tensor:

@@ -8,8 +8,10 @@ until they are stored, so every read lies inside its picture.
 import triton
 import triton.language as tl
 
-EPSILON = tl.constexpr(1e-8)
-SHARPNESS = tl.constexpr(0.3)
+from kernels.ops.affinity import reference
+
+EPSILON = tl.constexpr(reference.EPSILON)
+SHARPNESS = tl.constexpr(reference.SHARPNESS)
 
 
 @triton.jit

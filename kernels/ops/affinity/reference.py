@@ -16,17 +16,18 @@ def par(
 ) -> Tensor:
     """Plain version of `kernels.par`."""
     refined = F.interpolate(masks.float(), size=images.shape[-2:], mode="bilinear", align_corners=True)
-    weights = _colour_weights(images.float(), dilations) + position_weights(dilations).to(images.device)
+    position = position_weights(dilations).to(images.device)[:, None, None]
+    weights = _colour_weights(images.float(), dilations) + position
     for _ in range(iterations):
         refined = (_neighbours(refined, dilations) * weights).sum(dim=2)
     return refined.to(masks.dtype)
 
 
 def position_weights(dilations: tuple[int, ...]) -> Tensor:
-    """The share of a neighbour that depends on its distance alone: [1,1,K,1,1], sum 0.01."""
+    """The share of a neighbour that depends on its distance alone: [K], sum 0.01."""
     steps = torch.tensor([d * (dy * dy + dx * dx) ** 0.5 for d in dilations for dy, dx in NEIGHBOURS])
     nearness = -((steps / (steps.std() + EPSILON) / SHARPNESS) ** 2)
-    return POSITION_WEIGHT * nearness.softmax(dim=0)[None, None, :, None, None]
+    return POSITION_WEIGHT * nearness.softmax(dim=0)
 
 
 def _colour_weights(images: Tensor, dilations: tuple[int, ...]) -> Tensor:

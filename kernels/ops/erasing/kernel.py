@@ -4,9 +4,10 @@ import triton
 import triton.language as tl
 
 from kernels.ops.bilinear import between, first_sample, position
+from kernels.ops.erasing import reference
 from kernels.ops.relu import ALL, relu
 
-EPSILON = tl.constexpr(1e-5)
+EPSILON = tl.constexpr(reference.EPSILON)
 
 
 @triton.jit
