@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`. PIP_* from the environment is honoured.
+# On a fresh machine `make demo` and `make test` do everything; each installs first. PIP_* from the environment is honoured.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -77,8 +77,12 @@ def nearest(path: Sequence[str], root: type[Model]) -> str:
 
 def told(section: type[Model], name: str) -> str:
     """All keys of a section with their defaults, for --help."""
-    keys = ", ".join(leaves(section().model_dump(mode="json", by_alias=True), name))
+    keys = listed({name: section().model_dump(mode="json", by_alias=True)})
     return f"keys and their defaults, where the run's config.yaml says nothing else: {keys}"
+
+
+def listed(sections: dict[str, Any]) -> str:
+    return ", ".join(leaf for name, section in sections.items() for leaf in leaves(section, name))
 
 
 def leaves(tree: Any, path: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ktse_dist.config import Config
 from ktse_dist.config.stages import Segment
-from ktse_dist.config_file import merge, parse_override, told, validate
+from ktse_dist.config_file import listed, merge, parse_override, told, validate
 from ktse_dist.data.mask_settings import keep_settings, kept_settings
 from ktse_dist.data.mask_shards import write_mask_index
 from ktse_dist.data.pool import WorkerDied
@@ -42,10 +42,11 @@ KEYS = ("data.crop", "data.workers", "data.max_bad_fraction", "masks.processes")
 FREE = frozenset(
     {"method", "model.weights", "segment.scales", "segment.crf", "segment.long_side", "segment.max_pixels"}
 )
+TRAINING = f"How it is trained, whatever the run says: {listed(SEGMENT)}; for {SMALL}: {listed(SEGMENT_SMALL)}"
 
 
 def main(arguments: list[str]) -> None:
-    what, own = __doc__.split("\n")[0], told(Segment, "segment")
+    what, own = __doc__.split("\n")[0], f"{told(Segment, 'segment')}. {TRAINING}"
     parser = argparse.ArgumentParser(prog="ktse segment", description=what, epilog=own, allow_abbrev=False)
     parser.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
     about = f"keys of the sections {', '.join(SECTIONS)}, and {', '.join(KEYS)}, over those of the run"
@@ -148,6 +149,10 @@ def test(folder: RunFolder, config: Config) -> dict[str, Any]:
                 made += answers.make(part, bar.update)
             except WorkerDied as died:
                 raise UserError(f"masks.processes: {died}; the same command goes on") from None
+            except torch.OutOfMemoryError as error:
+                why = str(error).partition(". ")[0]
+                mend = f"delete {own.masks} and go on with a lower segment.max_pixels"
+                raise UserError(f"segment.max_pixels: no room on the GPU ({why}); {mend}") from error
             scores.add(answers.scores_file(part))
     write_mask_index(own.masks, val)
     fields = network_scores(scores, val.classes)

@@ -19,7 +19,6 @@ from ktse_dist.training.setup import start_logging
 
 NEEDED = {"ray": "train", "deepspeed": "train", "optuna": "tune"}  # package: extra of ktse_dist
 TABLE = "table.txt"
-FREE = {"search.concurrent", "search.retries"}  # may differ when a search goes on, besides what may in a run
 
 
 def main(arguments: list[str]) -> None:
@@ -75,8 +74,7 @@ def keep_search(folder: RunFolder, config: Config, search: Search) -> None:
         write_text(file, json.dumps(now, indent=2) + "\n")
         return
     then, now = flatten(json.loads(file.read_text())), flatten(now)
-    changed = [key for key in sorted(then | now) if then.get(key) != now.get(key) and not is_free(key)]
-    for key in (key for key in changed if key not in FREE):
+    for key in (key for key in sorted(then | now) if then.get(key) != now.get(key) and not is_free(key)):
         raise UserError(
             f"{key}: {now.get(key)!r}, but {folder.path} was started with {then.get(key)!r}; "
             "set it back to go on, or give a new run.name"

@@ -139,7 +139,9 @@ def test_a_search_goes_on_only_as_it_was_started(tmp_path):
 
     folder = RunFolder(tmp_path)
     keep_search(folder, *load_search(TUNE, []))
-    keep_search(folder, *load_search(TUNE, ["search.concurrent=3", "ray.workers=4"]))  # how, not what
+    keep_search(folder, *load_search(TUNE, ["ray.workers=4"]))  # how, not what
+    with pytest.raises(UserError, match=r"search\.concurrent: 3, but"):  # Ray goes on with the one it began with
+        keep_search(folder, *load_search(TUNE, ["search.concurrent=3"]))
     with pytest.raises(UserError, match=r"search\.trials: 5, but .* was started with 16"):
         keep_search(folder, *load_search(TUNE, ["search.trials=5"]))
     assert json.loads((tmp_path / "search.json").read_text())["search"]["trials"] == 16

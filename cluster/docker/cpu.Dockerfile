@@ -40,7 +40,8 @@ COPY configs configs
 COPY kernels kernels
 COPY ktse_dist ktse_dist
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    pip install --no-deps --force-reinstall . && rm -rf build ktse_dist kernels ./*.egg-info
+    pip install --no-deps --force-reinstall . && rm -rf build ktse_dist kernels ./*.egg-info \
+    && find configs -xtype l -delete -o -type d -empty -delete  # links into the package: found by name
 
 # The code cannot be changed by what runs it.
 USER 1000:1000

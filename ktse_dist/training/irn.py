@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ SHIFT_PICTURES = 100  # each takes as long as in training; the published code ta
 class IRNTask:
     """labels: a folder of mask shards for the first `count` training pictures (None: for all of them)."""
 
+    room: ClassVar[str] = "lower masks.irn.batch or masks.irn.crop, or take more workers"
     labels: Path
     count: int | None
 

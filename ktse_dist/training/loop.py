@@ -43,8 +43,7 @@ def run(job: Job, context: RunContext) -> None:
         run_on(job, context)
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"train.batch: no room for a step on the GPU ({str(error).partition('. ')[0]}); set train.micro_batch or "
-            "train.recompute=true, or take more workers; the same command goes on from the last checkpoint"
+            f"no room for a step on the GPU ({str(error).partition('. ')[0]}); {job.task.room}"
         ) from error
     except OSError as error:
         if error.errno not in FULL:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from ktse_dist.training.export import published
 class SegmentTask:
     """masks: the folder with the mask shards of the first `count` training pictures (None: of all)."""
 
+    room: ClassVar[str] = "lower train.batch or data.crop, or take more workers"
     masks: Path
     count: int | None
 

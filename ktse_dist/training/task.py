@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -19,6 +19,8 @@ from ktse_dist.training.optim import parameter_groups
 
 class Task(Protocol):
     """Goes to the workers with the job, so it can be pickled. How long and how fast is trained, the config says."""
+
+    room: ClassVar[str]  # what a user may do where a step finds no room on the GPU
 
     def pictures(self, index: Index) -> Index:
         """Those of split train that are learned from."""
@@ -49,6 +51,11 @@ class Task(Protocol):
 @dataclass(frozen=True)
 class KTSETask:
     """The main run: classification, then KTSE's losses."""
+
+    room: ClassVar[str] = (
+        "set train.micro_batch or train.recompute=true, or take more workers; the same command goes on from the last "
+        "checkpoint"
+    )
 
     def pictures(self, index: Index) -> Index:
         return index
