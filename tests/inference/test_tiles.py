@@ -78,15 +78,25 @@ def test_our_small_network_pads_even_and_odd_sizes_of_tiles_as_of_the_whole(size
 
 def test_the_network_never_sees_more_than_a_tile(lite0):
     seen = []
+    # at 0.6 a picture is smaller than a tile, and with its mirror image larger
+    look(spied(lite0, seen), np.zeros((1, 700, 900, 3), np.uint8), (0.6, 1.0, 2.0), "opencv", 250_000)
+    assert len(seen) > 8 and max(seen) <= 250_000
+
+
+def test_a_batch_of_small_pictures_is_seen_at_once_whatever_they_come_to(lite0):
+    seen = []
+    look(spied(lite0, seen), np.zeros((12, 100, 120, 3), np.uint8), (1.0,), "opencv", 250_000)
+    assert seen == [2 * 12 * 100 * 120]
+
+
+def spied(network, seen: list[int]):
+    """A network that writes down how many pixels it is shown at once."""
 
     def cam(images: torch.Tensor) -> torch.Tensor:
         seen.append(images.shape[0] * images.shape[2] * images.shape[3])
         return F.avg_pool2d(images, 16, ceil_mode=True)
 
-    spied = replace(lite0, cam=cam, scores=lambda cam: cam.mean((2, 3)))
-    # at 0.6 a picture is smaller than a tile, and with its mirror image larger
-    look(spied, np.zeros((1, 700, 900, 3), np.uint8), (0.6, 1.0, 2.0), "opencv", 250_000)
-    assert len(seen) > 8 and max(seen) <= 250_000
+    return replace(network, cam=cam, scores=lambda cam: cam.mean((2, 3)))
 
 
 def test_a_picture_within_the_bound_is_seen_as_without_one(lite0):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from ktse_dist.config.method import Detach, Erasing, Method, PseudoLabel, Transfer
+from ktse_dist.config.method import Detach, Erasing, Method, PseudoLabel, Segmentation, Transfer
+from ktse_dist.data.palette import IGNORE
 from ktse_dist.method.batch import Batch
 from ktse_dist.method.ktse import KTSE
 from ktse_dist.models.cam_head import CamHead
@@ -156,8 +157,12 @@ def test_all_parts_off_is_classification(step):
 
 VALUE_SWITCHES = {
     "erasing threshold": ({"erasing": Erasing(threshold=0.2)}, "local"),
+    "alignment margin": ({"erasing": Erasing(margin=0.0)}, "local"),
     "transfer margin": ({"transfer": Transfer(margin=0.0, pairs=4)}, "transfer"),
     "division": ({"pseudo_label": PUBLISHED.pseudo_label.model_copy(update={"division": "relu"})}, "seg_bg"),
+    "foreground weight": ({"segmentation": Segmentation(fg_weight=0.1)}, "total"),
+    "runner-up weight": ({"segmentation": Segmentation(inter_weight=0.1)}, "total"),
+    "runner-up threshold": ({"segmentation": Segmentation(inter_threshold=0.9)}, "seg_inter"),
     "pseudo-label levels": ({"pseudo_label": PUBLISHED.pseudo_label.model_copy(update={"high": 0.9})}, "seg_fg"),
 }
 
@@ -183,14 +188,14 @@ def test_detaching_a_teacher_changes_gradients_and_not_values(step, switch, loss
     assert not torch.allclose(attached, detached)
 
 
-def test_ignored_padding_has_no_part_in_the_pixel_losses(step):
-    batch = batch_of(step)
-    batch = replace(batch, inside=torch.tensor([[0, 0, 64, 40]]).expand(4, 4))
-    labelled, ignored = (
-        losses_of(step, PUBLISHED.model_copy(update={"pseudo_label": PseudoLabel(padding=padding)}), batch=batch)[1]
-        for padding in ("labelled", "ignored")
-    )
-    assert not torch.equal(labelled["seg_bg"], ignored["seg_bg"])
+@pytest.mark.parametrize("padding", ["labelled", "ignored"])
+def test_padding_has_labels_or_is_ignored(step, padding):
+    module = ktse_of(step, PUBLISHED.model_copy(update={"pseudo_label": PseudoLabel(padding=padding)}))
+    batch = replace(batch_of(step), inside=torch.tensor([[0, 0, 64, 40]]).expand(4, 4))
+    pictures = torch.cat([torch.from_numpy(step[name]) for name in ("img", "img2")])
+    targets, _ = module._targets(pictures, torch.rand(8, 21, 8, 8), batch)
+    assert bool((targets[:, :, 40:] == IGNORE).all()) == (padding == "ignored")
+    assert (targets[:, :64, :40] != IGNORE).any()
 
 
 def test_a_rank_without_pairs_adds_nothing_but_makes_the_same_passes(step):

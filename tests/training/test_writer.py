@@ -1,5 +1,6 @@
 """The thread that writes checkpoints: training goes on beside it, and what it could not write is told."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -69,12 +70,17 @@ def test_an_error_ends_the_run_at_the_next_save_or_at_the_end(folder):
         writer.begin(["step-00000001"], snapshot(1))
 
 
-def test_what_ends_the_run_is_not_hidden_by_the_writer_s_error(folder, caplog):
+def test_the_writer_s_error_is_told_beside_what_ends_the_run(folder, caplog):
     folder.path.mkdir()
     folder.checkpoints.write_text("in the way")
-    with pytest.raises(ZeroDivisionError), Writer(folder, 2, None) as writer:
+    with (
+        caplog.at_level(logging.ERROR, "ktse"),
+        pytest.raises(ZeroDivisionError),
+        Writer(folder, 2, None) as writer,
+    ):
         writer.begin(["step-00000001"], snapshot(1))
         raise ZeroDivisionError
+    assert "step-00000001 could not be written" in caplog.text
 
 
 def test_what_is_written_when_the_run_fails_is_finished(folder, gate):

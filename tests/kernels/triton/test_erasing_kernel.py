@@ -53,8 +53,3 @@ def test_pictures_in_any_layout_can_be_erased():
     images, cam = torch.randn(2, 9, 11, 3).movedim(-1, 1).mT, torch.randn(2, 2, 3, 3)
     expected = reference.erase(images, cam, torch.ones(2, 2), 0.5)
     assert torch.equal(function.erase(images, cam, torch.ones(2, 2), 0.5), expected)
-
-
-def test_the_same_inputs_give_the_same_bits():
-    cam, labels = torch.randn(2, 4, 6, 6), torch.ones(2, 4)
-    assert torch.equal(function.foreground(cam, labels, (48, 48)), function.foreground(cam, labels, (48, 48)))
