@@ -9,6 +9,7 @@ from ktse_dist.config.stages import Segment
 from ktse_dist.method.batch import MaskedBatch
 from ktse_dist.method.cotrain import CoTraining, Mixed, mix, step_losses
 from ktse_dist.method.mixing import Scene, classes_in, confident
+from ktse_dist.method.pixels import normalise_levels
 
 PAIRED = [0, 2, 1, 3]  # the published output lists a pair's two items side by side; ours keeps the batch's order
 CLASSES = 20
@@ -149,3 +150,29 @@ def test_whole_batches_are_mixed_as_published(golden, source, share):
     if share:
         present = classes_in(objects, CLASSES).roll(2, 0)
         assert (chosen.sum(1) == (present.sum(1) + 1) // 2).all()
+
+
+def seen_by_the_network(**keys) -> torch.Tensor:
+    module, seen = CoTraining([Tiny()], Segment(networks=1, **keys)), []
+    module.networks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    module(tiny_batch(), 1)
+    return seen[0]
+
+
+def test_pictures_are_mixed_and_recoloured_only_where_the_config_says_so():
+    plain = seen_by_the_network(mix=0, colour=False)
+    assert torch.equal(plain, normalise_levels(tiny_batch().images.float(), Tiny.mean, Tiny.std))
+    assert not torch.equal(seen_by_the_network(mix=1, colour=False), plain)
+    assert not torch.equal(seen_by_the_network(mix=0, colour=True), plain)
+
+
+def test_pasted_edges_cost_more_with_their_weight():
+    torch.manual_seed(0)
+    networks = [Tiny()]
+    with torch.no_grad():
+        networks[0].head.weight *= 20  # its answers then differ from pixel to pixel
+    light, heavy = (
+        CoTraining(networks, Segment(networks=1, mix=1, sure=0.3, boundary_weight=weight))(tiny_batch(), 2)["ce1"]
+        for weight in (0, 5)
+    )
+    assert heavy > light
