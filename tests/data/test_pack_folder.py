@@ -208,7 +208,7 @@ def test_a_json_list_in_a_table_is_a_list_of_tags(photos, tmp_path):
     assert tags_of(packed(file, tmp_path / "data", "--val", "0.3"))["cat/0"] == ["cat", "dog"]
 
 
-def test_a_folder_beside_train_and_val_is_passed_over_and_counted(photos, tmp_path, capsys):
+def test_a_folder_beside_train_and_val_is_passed_over_and_counted(tmp_path, capsys):
     for split in ("train", "val", "test"):
         for name in ("cat", "dog"):
             picture(tmp_path / "split" / split / name / "x.jpg")

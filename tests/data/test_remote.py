@@ -167,14 +167,14 @@ def test_a_redirect_to_another_scheme_is_refused(tmp_path, serve, open_remote, t
     assert server.log.read_text().count("\n") == 1  # refused, not tried again
 
 
-def test_a_redirect_within_the_scheme_is_followed(small_shards, serve, tmp_path):
+def test_a_redirect_within_the_scheme_is_followed(small_shards, serve):
     server = serve(small_shards)
     target = quote(f"{server.url}/train.index", safe="")
     found = Remote(f"{server.url}/elsewhere/{target}", 5).read("x", 0, 8)
     assert found == b"KTSEIDX1"
 
 
-def test_a_server_that_sends_more_than_was_asked_for_is_refused(small_shards, tmp_path):
+def test_a_server_that_sends_more_than_was_asked_for_is_refused(small_shards):
     import http.server
     from functools import partial
 
@@ -234,7 +234,7 @@ def test_a_server_that_hangs_is_one_clear_error(small_shards, serve, open_remote
         index.remote.fetch(index.shards[0])
 
 
-def test_an_s3_server_that_stays_away_is_one_clear_error(tmp_path, monkeypatch):
+def test_an_s3_server_that_stays_away_is_one_clear_error(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")

@@ -96,7 +96,7 @@ def test_a_server_that_stays_away_ends_the_stream_with_one_line(small_shards, se
         list(batches(index, data))
 
 
-def test_the_next_window_is_fetched_before_it_is_read(small_shards, serve, remote_data, open_remote, two_windows):
+def test_the_next_window_is_fetched_before_it_is_read(small_shards, serve, remote_data, open_remote):
     data = remote_data(serve(small_shards).url, window_shards=2)
     index = open_remote(data.path)
     plan = Plan(1, BATCH, 0, PAIRS, 0, 1)

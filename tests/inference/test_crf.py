@@ -70,7 +70,7 @@ def test_hard_labels_start_from_the_published_certainty(case):
     np.testing.assert_array_equal(crf_labels(case["img_rgb_u8"], labels, 3, 0.3, pairless) == labels, False)
 
 
-def test_hard_labels_lose_specks_inside_a_flat_region(case):
+def test_hard_labels_lose_specks_inside_a_flat_region():
     labels = np.zeros((40, 50), int)
     labels[:, 25:] = 1
     rgb = np.repeat((labels * 200).astype(np.uint8)[:, :, None], 3, 2)

@@ -82,7 +82,7 @@ def test_it_is_named_and_counted(torn):
     assert "3 pictures could not be read" in said
 
 
-def test_scores_and_the_report_leave_it_out(torn, capsys):
+def test_scores_and_the_report_leave_it_out(torn):
     folder, index, _ = torn
     evaluate.main(["--run", str(folder)])
     report.main(["--run", str(folder)])

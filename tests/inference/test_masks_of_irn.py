@@ -107,7 +107,7 @@ def test_the_network_learned_and_its_backbone_did_not(finished):
     assert not any(parameter.requires_grad for parameter in trained.backbone.stem.parameters())
 
 
-def test_scores_report_and_predictions_know_it(finished, tmp_path, capsys):
+def test_scores_report_and_predictions_know_it(finished, tmp_path):
     evaluate.main(["--run", str(finished)])
     report.main(["--run", str(finished)])
     assert "after IRN" in (finished / "report" / "index.html").read_text()

@@ -68,7 +68,7 @@ def test_strided_convolutions_pad_like_tensorflow(size, kernel, groups):
     torch.testing.assert_close(conv(x), F.conv2d(padded, conv.weight, stride=2, groups=groups))
 
 
-def test_only_pointwise_kernels_behind_the_second_stage_train(state):
+def test_only_pointwise_kernels_behind_the_second_stage_train():
     names = {name for name, p in EfficientNetLite0().named_parameters() if p.requires_grad}
     later = {f"blocks.{i}.{part}.weight" for i in range(3, 16) for part in ("expand", "project")}
     assert names == later | {"head.weight"}
