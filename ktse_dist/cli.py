@@ -31,7 +31,7 @@ def dispatch(arguments: list[str]) -> None:
     """Hand the rest of the line to the verb's module; only that module is imported."""
     if not arguments or arguments[0] in ("-h", "--help"):
         verbs = "\n".join(f"  {name:10}{verb.about}" for name, verb in VERBS.items())
-        print(f"usage: ktse VERB ...\n\n{verbs}\n\n`ktse VERB --help` says more; --debug shows the traceback behind an error.")
+        print(f"usage: ktse VERB ...\n\n{verbs}\n\n`ktse VERB --help` says more. --debug shows an error's traceback.")
         return
     verb, *rest = arguments
     if verb not in VERBS:

@@ -74,6 +74,22 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(masked_run, count):
     assert checkpoint.latest(parts.folder.checkpoints).name == "step-00000006"
 
 
+def full_gpu(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 ...")
+
+
+def test_a_gpu_that_is_full_in_a_step_is_one_line_with_keys_of_this_stage(masked_run, monkeypatch):
+    monkeypatch.setattr("ktse_dist.training.loop.run_on", full_gpu)
+    with pytest.raises(UserError, match=r"no room for a step .*CUDA out of memory\); lower train\.batch or data\.crop"):
+        call(masked_run)
+
+
+def test_a_gpu_that_is_full_in_the_test_is_one_line(masked_run, monkeypatch):
+    monkeypatch.setattr("ktse_dist.inference.answers.Answers.make", full_gpu)
+    with pytest.raises(UserError, match=r"CUDA out of memory\); delete .*/segment/masks .*segment\.max_pixels"):
+        call(masked_run)
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [

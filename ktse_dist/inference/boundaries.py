@@ -27,7 +27,7 @@ class BoundaryNetwork:
 
 
 def boundary_network_of(
-    backbone: nn.Module, head: nn.Module, least: int, device: torch.device | str = "cpu", bf16: bool = False
+    backbone: nn.Module, head: nn.Module, least: int, device: torch.device, bf16: bool
 ) -> BoundaryNetwork:
     """Our backbone and refinement head as one BoundaryNetwork; puts both in evaluation mode."""
     backbone.eval()

@@ -22,7 +22,7 @@ class IRN(nn.Module):
     ranks is the loss of the global batch. The phase is always the first one.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, precision: str = "fp32"):
+    def __init__(self, backbone: nn.Module, head: nn.Module, precision: str):
         super().__init__()
         self.backbone, self.head, self.precision = backbone.requires_grad_(False), head, precision
 

@@ -12,7 +12,7 @@ CENTRED_STD = 0.1  # with it the head learns well at a rate of 0.01 to 0.04
 class ASPP(nn.Module):
     """The sum of dilated 3x3 convolutions with bias, one a rate: features [B,F,h,w] -> logits [B,K,h,w]."""
 
-    def __init__(self, channels: int, outputs: int, rates: tuple[int, ...] = RATES) -> None:
+    def __init__(self, channels: int, outputs: int, rates: tuple[int, ...]) -> None:
         super().__init__()
         self.branches = [f"c{i}" for i in range(len(rates))]  # the published names
         for name, rate in zip(self.branches, rates, strict=True):

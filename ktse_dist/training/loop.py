@@ -42,9 +42,7 @@ def run(job: Job, context: RunContext) -> None:
     try:
         run_on(job, context)
     except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"no room for a step on the GPU ({str(error).partition('. ')[0]}); {job.task.room}"
-        ) from error
+        raise UserError(f"no room for a step on the GPU ({str(error).partition('. ')[0]}); {job.task.room}") from error
     except OSError as error:
         if error.errno not in FULL:
             raise
