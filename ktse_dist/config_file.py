@@ -5,6 +5,7 @@ Precedence: preset < YAML < override. Nothing else in ktse_dist reads YAML.
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -53,9 +54,12 @@ def validate(given: dict[str, Any]) -> Config:
         raise UserError(explain(error.errors()[0])) from None
 
 
+UNION = re.compile(r"(lax-or-strict|literal)\[")  # pydantic's names for the kinds of values that a key may have
+
+
 def explain(problem: Any, root: type[Model] = Config) -> str:
     """Pydantic's first complaint about a `root` as one line: key, what was found, what is allowed."""
-    path = [str(part) for part in problem["loc"]]
+    path = [str(part) for part in problem["loc"] if not UNION.match(str(part))]
     key = ".".join(path) or "config"
     if problem["type"] == "extra_forbidden" and path == ["search"]:
         return "search: is for ktse tune --config FILE; leave it out to train one run"

@@ -1,5 +1,6 @@
 """The one exception that means "the user can mend this", and how entry points show it."""
 
+import argparse
 import errno
 import io
 import os
@@ -8,17 +9,30 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any, NoReturn
 
 # nothing that a program can mend: the place, or another thing that lies there
 FULL_OR_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 TAKEN = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
+TOO_LONG = (errno.ENAMETOOLONG,)
 OF_THE_PLACE = dict.fromkeys(FULL_OR_CLOSED, "give permission or make room there")
 OF_THE_PLACE |= dict.fromkeys(TAKEN, "move away what lies there")
+OF_THE_PLACE |= dict.fromkeys(TOO_LONG, "give it a shorter name")
 STOPPED = 143  # exit status: what a shell reports for a process that SIGTERM ended
 
 
 class UserError(Exception):
     """One line: the key or file, what was found, what is allowed, and the mend."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Arguments that are wrong are a UserError, too, and no option is abbreviated."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help tells what is allowed")
 
 
 class Terminated(BaseException):

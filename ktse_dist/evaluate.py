@@ -1,12 +1,11 @@
 """`python -m ktse_dist.evaluate --run RUN`: the score of seeds and masks, into summary.json."""
 
-import argparse
 import hashlib
 import time
 from pathlib import Path
 from typing import Any
 
-from ktse_dist.errors import run_main
+from ktse_dist.errors import Parser, run_main
 from ktse_dist.evaluation.network import network_line
 from ktse_dist.evaluation.score import score
 from ktse_dist.mask_work import splits
@@ -20,7 +19,7 @@ NETWORK = "network_"  # how the fields of ktse segment in summary.json begin
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="ktse evaluate", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="ktse evaluate", description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
     folder = RunFolder(parser.parse_args(arguments).run.absolute())
     print(lines(evaluate(folder)), f"summary: {folder.summary_file}\nnext: ktse report --run {folder.path}", sep="\n")

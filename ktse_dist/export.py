@@ -16,12 +16,13 @@ from tqdm import tqdm
 
 from ktse_dist.data.decode import BadSample
 from ktse_dist.data.index import SPLITS, Index
-from ktse_dist.data.mask_shards import MaskIndex
+from ktse_dist.data.mask_settings import masks_command
+from ktse_dist.data.mask_shards import MaskIndex, is_whole_png
 from ktse_dist.data.pack.picture import upright_jpeg
 from ktse_dist.data.pack.writer import new_dataset
 from ktse_dist.data.palette import voc_palette
 from ktse_dist.data.reader import Reader
-from ktse_dist.errors import UserError, run_main
+from ktse_dist.errors import Parser, UserError, run_main
 from ktse_dist.inference.exports import FORMATS, Labelled, Names, new_bytes
 from ktse_dist.mask_work import check_undamaged, splits
 from ktse_dist.models.onnx_file import save_onnx
@@ -55,8 +56,8 @@ def main(arguments: list[str]) -> None:
     print(f"exported: {source.count} masks as {options.format} to {options.out}")
 
 
-def parser() -> argparse.ArgumentParser:
-    whole = argparse.ArgumentParser(prog="ktse export", description=__doc__, allow_abbrev=False)
+def parser() -> Parser:
+    whole = Parser(prog="ktse export", description=__doc__)
     whose = whole.add_mutually_exclusive_group(required=True)
     whose.add_argument("--run", type=Path, help="the folder that ktse train printed")
     whose.add_argument("--predictions", type=Path, metavar="DIR", help="the --out of ktse predict")
@@ -106,7 +107,7 @@ def count(folder: RunFolder, index: Index) -> int:
     masks = MaskIndex(folder.masks, index)
     found = sum(map(masks.has, range(len(index))))
     if not found:
-        raise UserError(f"{folder.masks}: no masks of split '{index.split}'; make them: ktse masks --run {folder.path}")
+        raise UserError(f"{folder.masks}: no masks of split '{index.split}'; make them: {masks_command(folder.masks)}")
     return found
 
 
@@ -125,12 +126,16 @@ def labelled(folder: RunFolder, indices: list[Index], images: Path | None) -> It
 def predicted(folder: Path, predictions: Predictions, images: Path | None) -> Iterator[Labelled]:
     """Every mask that ktse predict made, under the picture's name."""
     for name, path in predictions.paths.items():
+        file = folder / mask_file(name)
+        content = file.read_bytes() if file.is_file() else b""
+        if not is_whole_png(content):
+            raise UserError(f"{file}: damaged or not there; delete it and give the same ktse predict again")
         try:
             if images:
                 new_bytes(images / PREDICTED / f"{name}.jpg", upright_jpeg(path.read_bytes())[0])
-            content = (folder / mask_file(name)).read_bytes()
         except (FileNotFoundError, BadSample) as error:
-            raise UserError(f"{name}: {error}; give the same ktse predict again") from None
+            mend = "bring it back, or leave --pictures out"
+            raise UserError(f"--pictures: {path} cannot be read ({error}); {mend}") from None
         yield Labelled(PREDICTED, name, str(path), content)
 
 

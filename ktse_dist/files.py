@@ -26,6 +26,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename in (None, str(partial)):  # a full disk does not say where
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -61,7 +65,7 @@ def finished_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         with suppress(ValueError):
             said = json.loads(line)
-            if isinstance(said, dict):
+            if isinstance(said, dict) and "step" in said:
                 yield line, said
 
 

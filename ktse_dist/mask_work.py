@@ -197,7 +197,9 @@ def check_trained(path: Path) -> None:
 
 
 def check_undamaged(path: Path) -> None:
-    known = RunFolder(path.absolute().parent).read_summary().get("model_sha256")
+    """UserError for the network of a run's folder that its summary.json does not know; of a copy nothing is known."""
+    folder = RunFolder(path.absolute().parent)
+    known = folder.read_summary().get("model_sha256") if path.name == folder.model.name else None
     if known and known != file_digest(path):
         raise UserError(
             f"{path}: damaged, or another network than summary.json beside it tells of; delete it and give the command "
@@ -236,7 +238,8 @@ class Unread:
         """Count those of finished pieces."""
         for piece in made:
             if piece.look == "masks":
-                counted = read_counts(scores_file(folder.masks, piece.part.name))
+                mend = "delete it and give the same command again"
+                counted = read_counts(scores_file(folder.masks, piece.part.name), mend)
                 self._count(piece, len(counted.get("unreadable", ())), "named when its masks were made")
 
     def add(self, piece: Piece, found: list[Unreadable]) -> None:

@@ -4,7 +4,6 @@ A picture shard is made at a time, and what is finished stays: the same command 
 masks.workers=N shares the shards out among N Ray workers, on this machine or on the cluster of RAY_ADDRESS.
 """
 
-import argparse
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from ktse_dist.config_file import merge, parse_override, told, validate
 from ktse_dist.data.index import Index
 from ktse_dist.data.mask_settings import keep_settings
 from ktse_dist.data.mask_shards import write_mask_index
-from ktse_dist.errors import STOPPED, UserError, run_main
+from ktse_dist.errors import STOPPED, Parser, UserError, run_main
 from ktse_dist.files import remove_partials
 from ktse_dist.mask_work import (
     Piece,
@@ -59,12 +58,12 @@ SETTABLE = (
 
 def main(arguments: list[str]) -> None:
     about, known = __doc__.split("\n")[0], told(Masks, "masks")
-    parser = argparse.ArgumentParser(prog="ktse masks", description=about, epilog=known, allow_abbrev=False)
+    parser = Parser(prog="ktse masks", description=about, epilog=known)
     parser.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
     keys = f"keys of the masks section, {', '.join(SETTABLE)}"
     parser.add_argument("--refine", choices=REFINE, help="masks.refine: CAMs as they are, after a CRF, or by IRN")
     parser.add_argument("overrides", nargs="*", metavar="masks.a=b", help=keys)
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     folder = RunFolder(options.run.absolute())
     refine = [f"masks.refine={options.refine}"] if options.refine else []
     config = with_mask_keys(folder.read_config(), [*refine, *options.overrides])

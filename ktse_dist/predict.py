@@ -18,7 +18,7 @@ from ktse_dist.data.mask_settings import kept_settings
 from ktse_dist.data.pool import WorkerDied
 from ktse_dist.data.search import find_pictures
 from ktse_dist.data.tag_file import read_tags
-from ktse_dist.errors import UserError, run_main
+from ktse_dist.errors import Parser, UserError, run_main
 from ktse_dist.evaluate import evaluated
 from ktse_dist.inference.segmentation import LogitNetwork, SegmentationNetwork
 from ktse_dist.mask_work import check_undamaged, inference_device, inference_network, refinement_from, trained_model
@@ -38,7 +38,7 @@ SHOWN = 20  # unreadable files that are named
 
 
 def main(arguments: list[str]) -> None:
-    options = parser().parse_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     predictor = of_network(options) if options.model else of_run(options)
     given = read_tags(options.tags, predictor.classes) if options.tags else {}
     found = [one for one in find_pictures(options.images, options.recursive) if not made_by_us(one.path, options.out)]
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--processes: {error}; the same command goes on from what is finished") from None
     except torch.OutOfMemoryError as error:
         why = str(error).partition(". ")[0]
-        raise UserError(f"--long-side: no room on the GPU ({why}); give a smaller one") from error
+        raise UserError(f"--long-side: no room on the GPU ({why}); give a smaller one, and another --out") from error
     finally:
         log.close()
     told = f"; tags of {sum(p.path in given for p in found)} were given" if given else ""
@@ -76,8 +76,8 @@ def made_by_us(picture: Path, out: Path) -> bool:
     return picture.is_relative_to(out.absolute())
 
 
-def parser() -> argparse.ArgumentParser:
-    whole = argparse.ArgumentParser(prog="ktse predict", description=__doc__, allow_abbrev=False)
+def parser() -> Parser:
+    whole = Parser(prog="ktse predict", description=__doc__)
     whole.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, or quoted patterns: 'a/**/*.jpg'")
     who = whole.add_mutually_exclusive_group(required=True)
     who.add_argument("--run", type=Path, help="the folder that ktse train printed")
@@ -166,8 +166,8 @@ def predictor_of(
     settings["classes"] = list(model.classes)
     if settings["refine"] == "irn":
         file = folder.refinement.model
-        settings |= {"refinement": file_digest(file), "beta": kept.irn.beta}
         own |= {"refinement": refinement_from(file, config.train.precision), "beta": kept.irn.beta}
+        settings |= {"refinement": file_digest(file), "beta": kept.irn.beta}
     workers = config.masks.processes if processes is None else processes
     return CamPredictor(network, model.classes, processes=workers, settings=settings, **own)
 

@@ -43,7 +43,14 @@ SEGMENT: dict[str, Any] = {
         "lr_batch": None,
         "floor": 1e-5,
     },
-    "train": {"batch": [[0, 16]], "epochs": 100, "phase1_epochs": 2, "baseline": False, "micro_batch": None},
+    "train": {
+        "batch": [[0, 16]],
+        "epochs": 100,
+        "phase1_epochs": 2,
+        "baseline": False,
+        "micro_batch": None,
+        "recompute": False,  # batch norms that are trained would count every picture twice
+    },
 }
 
 # What differs where the run's own backbone is the small one, for a few CPU cores: its crops and weights (segment.py),

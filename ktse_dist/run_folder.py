@@ -116,15 +116,21 @@ class RunFolder:
         if not self.config_file.is_file():
             raise UserError(f"--run {self.path}: no config.yaml there; give the folder that ktse train printed")
         sections = {field.alias or name for name, field in Config.model_fields.items()}
-        missing = sections - set(read_given(self.config_file))
+        mend = "give the ktse train command of the run again, which writes it anew"
+        try:
+            missing = sections - set(read_given(self.config_file))
+            config = load_config(self.config_file)
+        except UserError as error:
+            raise UserError(f"{self.config_file}: not a run's config ({error}); {mend}") from None
         if missing:
-            raise UserError(f"{self.config_file}: damaged, section '{min(missing)}' is missing; give ktse train again")
-        return load_config(self.config_file)
+            raise UserError(f"{self.config_file}: damaged, section '{min(missing)}' is missing; {mend}")
+        return config
 
     def read_summary(self) -> dict[str, Any]:
         if not self.summary_file.is_file():
             return {}
-        return read_json(self.summary_file, "delete it; ktse evaluate writes it anew")
+        mend = "delete it and give the same command again; ktse evaluate scores a run anew"
+        return read_json(self.summary_file, mend)
 
     def spent(self, stage: str) -> dict[str, float]:
         """The seconds of this folder's training, under the name that it has in another's summary; a summary.json that

@@ -3,7 +3,7 @@
 Needs the masks that `ktse masks` made of the training pictures. Goes on where it stopped.
 """
 
-import argparse
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ from ktse_dist.config_file import listed, merge, parse_override, told, validate
 from ktse_dist.data.mask_settings import keep_settings, kept_settings
 from ktse_dist.data.mask_shards import write_mask_index
 from ktse_dist.data.pool import WorkerDied
-from ktse_dist.errors import STOPPED, UserError, run_main
+from ktse_dist.errors import STOPPED, Parser, UserError, run_main
 from ktse_dist.evaluation.network import Scores, network_line, network_scores
 from ktse_dist.evaluation.score import BACKGROUND
 from ktse_dist.files import remove_partials, write_text
 from ktse_dist.inference.answers import Answers
 from ktse_dist.inference.generate import parts
 from ktse_dist.inference.segmentation import SegmentationNetwork
-from ktse_dist.mask_work import check_undamaged, inference_device, splits
+from ktse_dist.mask_work import check_trained, check_undamaged, inference_device, splits
 from ktse_dist.models.segmenter import load_segmenter
 from ktse_dist.presets import SEGMENT, SEGMENT_SMALL
 from ktse_dist.run_folder import RunFolder
@@ -48,11 +48,11 @@ TRAINING = f"How it is trained, whatever the run says: {listed(SEGMENT)}; for {S
 
 def main(arguments: list[str]) -> None:
     what, own = __doc__.split("\n")[0], f"{told(Segment, 'segment')}. {TRAINING}"
-    parser = argparse.ArgumentParser(prog="ktse segment", description=what, epilog=own, allow_abbrev=False)
+    parser = Parser(prog="ktse segment", description=what, epilog=own)
     parser.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
     about = f"keys of the sections {', '.join(SECTIONS)}, and {', '.join(KEYS)}, over those of the run"
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help=about)
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     folder = RunFolder(options.run.absolute())
     config = stage2(folder, options.overrides)
     start_logging()
@@ -60,7 +60,9 @@ def main(arguments: list[str]) -> None:
     check_installed(config)
     check_compiler(config)
     check_kernels(config)
-    prepare(job)
+    _, _, saved = prepare(job)
+    if not saved and config.model.weights == folder.model:
+        check_trained(folder.model)
     make_folder(job.folder)
     with alone(job.folder.path, "ktse segment"):
         keep_masks(folder)
@@ -94,7 +96,7 @@ def stage2(folder: RunFolder, overrides: list[str]) -> Config:
     check_batch(config)
     if config.train.recompute and config.model.backbone in ("resnet50", "resnet101"):
         raise UserError(
-            "train.recompute: stage 2 trains batch norms, which would count every picture twice; leave it out, or "
+            "train.recompute: stage 2 trains batch norms, which would count every picture twice; leave it out and "
             "lower train.batch"
         )
     return config
@@ -103,19 +105,22 @@ def stage2(folder: RunFolder, overrides: list[str]) -> Config:
 def check_batch(config: Config) -> None:
     ray = config.ray
     worlds = [1] if config.engine.name == "torch" else range(ray.fewest, ray.most + 1)
-    for size, world in ((size, world) for _, size in config.train.batch for world in worlds):
-        if size % (2 * world):
-            raise UserError(
-                f"train.batch has a batch of {size}, and pictures are mixed in pairs on each of {world} workers; "
-                f"allowed are multiples of {2 * world}: change train.batch or ray.workers"
-            )
+    least = math.lcm(*(2 * world for world in worlds))
+    for size in (size for _, size in config.train.batch if size % least):
+        raise UserError(
+            f"train.batch has a batch of {size}, and pictures are mixed in pairs on each of {worlds[-1]} workers"
+            f"{', or of fewer' if len(worlds) > 1 else ''}; allowed are multiples of {least}: change train.batch or "
+            "ray.workers"
+        )
     if config.train.micro_batch:
         raise UserError("train.micro_batch: stage 2 mixes pictures of a whole batch; leave it out or lower train.batch")
 
 
 def job_of(folder: RunFolder, config: Config) -> Job:
     count = kept_settings(folder.masks).pictures.train
-    return Job(config, folder.segment, task=SegmentTask(folder.masks, count), forks=False, free=FREE)
+    anew = f"delete {folder.segment.path}"
+    task = SegmentTask(folder.masks, count)
+    return Job(config, folder.segment, task=task, forks=False, free=FREE, fresh=anew)
 
 
 def keep_masks(folder: RunFolder) -> None:

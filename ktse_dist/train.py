@@ -1,6 +1,5 @@
 """`python -m ktse_dist.train [--config FILE] [a.b=c ...]`: train a run, or go on with it where it stopped."""
 
-import argparse
 import os
 import shutil
 import signal
@@ -16,7 +15,7 @@ from ktse_dist import models
 from ktse_dist.config import Config
 from ktse_dist.config_file import load_config, merge, to_yaml, validate
 from ktse_dist.data.pack.stickers import pack_stickers
-from ktse_dist.errors import STOPPED, UserError, run_main
+from ktse_dist.errors import STOPPED, Parser, UserError, run_main
 from ktse_dist.run_folder import RunFolder, dataset_path, run_address, run_folder, run_root
 from ktse_dist.run_lock import alone
 from ktse_dist.training.context import LocalContext
@@ -34,11 +33,11 @@ NEEDED = {"torch": (), "ddp": ("ray",), "deepspeed": ("ray", "deepspeed")}  # pa
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="ktse train", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="ktse train", description=__doc__)
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML, or a built-in one: demo (default), own")
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="keys set over the config")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     config = resolved(load_config(options.config, options.overrides))
     folder = run_folder(config)
     start_logging()

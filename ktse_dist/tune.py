@@ -1,6 +1,5 @@
 """`python -m ktse_dist.tune --config FILE [a.b=c ...]`: search settings, or compare arms; all fork from one phase 1."""
 
-import argparse
 import json
 import shutil
 from importlib.util import find_spec
@@ -8,8 +7,8 @@ from pathlib import Path
 
 from ktse_dist.config import Config
 from ktse_dist.config_file import to_yaml, validate
-from ktse_dist.errors import UserError, run_main
-from ktse_dist.files import write_text
+from ktse_dist.errors import Parser, UserError, run_main
+from ktse_dist.files import read_json, write_text
 from ktse_dist.run_folder import RunFolder, run_folder
 from ktse_dist.run_lock import alone
 from ktse_dist.search import Search, Trial, best_first, load_search, rung_steps, variant
@@ -22,10 +21,10 @@ TABLE = "table.txt"
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="ktse tune", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="ktse tune", description=__doc__)
     parser.add_argument("--config", type=Path, metavar="FILE", required=True, help="YAML with a section `search`")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="keys set over the config, search.* among them")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     check_installed()
     given, search = load_search(options.config, options.overrides)
     check_engine(given)
@@ -73,7 +72,7 @@ def keep_search(folder: RunFolder, config: Config, search: Search) -> None:
     if not file.exists():
         write_text(file, json.dumps(now, indent=2) + "\n")
         return
-    then, now = flatten(json.loads(file.read_text())), flatten(now)
+    then, now = flatten(read_json(file, "give a new run.name")), flatten(now)
     for key in (key for key in sorted(then | now) if then.get(key) != now.get(key) and not is_free(key)):
         raise UserError(
             f"{key}: {now.get(key)!r}, but {folder.path} was started with {then.get(key)!r}; "

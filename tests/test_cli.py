@@ -5,6 +5,7 @@ import importlib
 import pytest
 
 from ktse_dist.cli import VERBS, dispatch
+from ktse_dist.errors import UserError
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -31,3 +32,16 @@ def test_help_tells_the_keys_of_a_stage_with_their_defaults(capsys, verb, key):
     with pytest.raises(SystemExit):
         dispatch([verb, "--help"])
     assert key in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "line", [["train", "--config"], ["masks"], ["pack", "folder"], ["export", "--run", "r", "--fo"]]
+)
+def test_a_line_that_cannot_be_parsed_is_one_line_that_points_to_the_help(line):
+    with pytest.raises(UserError, match=rf"; ktse {line[0]}.* --help tells what is allowed$"):
+        dispatch(line)
+
+
+def test_options_may_stand_between_keys(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.yaml there"):
+        dispatch(["masks", "--run", str(tmp_path), "masks.strength=0.2", "--refine", "none", "masks.workers=0"])

@@ -96,7 +96,7 @@ def test_a_gpu_that_is_full_in_the_test_is_one_line(masked_run, monkeypatch):
         (["run.name=other"], "may be set here"),
         (["segment.mixx=1"], "Did you mean 'segment.mix'"),
         (["train.batch=[[0,5]]"], "multiples of 2"),
-        (["engine.name=ddp", "ray.workers=[1,3]", "train.batch=[[0,4]]"], "multiples of 6"),
+        (["engine.name=ddp", "ray.workers=[1,3]", "train.batch=[[0,4]]"], "multiples of 12"),
         (["train.micro_batch=2"], "train.micro_batch"),
         (["segment.area=[0.8,0.5]"], "segment.area"),
         (["model.backbone=resnet101", "model.output_stride=8"], "model.weights"),
@@ -213,5 +213,6 @@ def test_a_moved_run_goes_on_though_its_start_weights_have_another_path():
     saved = SimpleNamespace(state={"config": then})
     check_same_run(saved, config, Path("runs/a/segment/checkpoints/step-1"), segment.FREE)
     then["segment"]["trusted"] = 0.123
-    with pytest.raises(UserError, match=r"segment\.trusted: .*or without runs/a/segment"):
-        check_same_run(saved, config, Path("runs/a/segment/checkpoints/step-1"), segment.FREE)
+    anew = "delete runs/a/segment"
+    with pytest.raises(UserError, match=rf"segment\.trusted: .*set it back to go on, or {anew} to train anew"):
+        check_same_run(saved, config, Path("runs/a/segment/checkpoints/step-1"), segment.FREE, anew)

@@ -175,7 +175,10 @@ def read_dataset(path: Path) -> dict[str, Any]:
     """dataset.json of a packed data set."""
     file = path / "dataset.json"
     if not file.is_file():
-        raise UserError(f"{path}: no dataset.json there; give a folder that `ktse pack` wrote, or make one with it")
+        raise UserError(
+            f"{path}: no dataset.json there; give a folder that `ktse pack` wrote, or make one with it; "
+            "of a data set that was moved write the new place into its run's config.yaml (data, path)"
+        )
     return parse_dataset(file.read_bytes(), str(file))
 
 

@@ -1,6 +1,5 @@
 """`python -m ktse_dist.data.inspect DATASET`: what is in a packed data set, and with --verify whether it is whole."""
 
-import argparse
 import json
 import os
 from functools import partial
@@ -15,14 +14,13 @@ from ktse_dist.data.index import Index, read_dataset
 from ktse_dist.data.overview import overview
 from ktse_dist.data.pool import WorkerDied, ordered_map
 from ktse_dist.data.verify import Problem, Problems, check_files, check_index, is_readable
-from ktse_dist.errors import UserError, run_main
+from ktse_dist.errors import Parser, UserError, run_main
 
 
-def parser() -> argparse.ArgumentParser:
-    whole = argparse.ArgumentParser(
+def parser() -> Parser:
+    whole = Parser(
         prog="ktse inspect",
         description="Count what is in a packed data set; exit status 1 if anything in it is wrong.",
-        allow_abbrev=False,
     )
     whole.add_argument("dataset", metavar="DATASET", help="a folder that `ktse pack` wrote")
     whole.add_argument("--verify", action="store_true", help="check every hash, every member and every tag")
@@ -60,9 +58,9 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(1)
 
 
-def check_sheet(file: Path) -> None:
+def check_sheet(file: Path, option: str = "--sheet") -> None:
     if file.suffix != ".png" or file.is_dir() or not file.absolute().parent.is_dir():
-        raise UserError(f"--sheet: {file} cannot be written; give a name that ends in .png in a folder that is there")
+        raise UserError(f"{option}: {file} cannot be written; give a name that ends in .png in a folder that is there")
 
 
 def inspect(dataset: Path, verify: bool, workers: int = 1) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ktse_dist.config.stages import Masks, Segment
+from ktse_dist.config_file import leaves, load_config
 from ktse_dist.data.augment import Resize
 from ktse_dist.data.index import Index
 from ktse_dist.errors import UserError
@@ -37,7 +39,7 @@ def keep_settings(
     now |= {f"index of {index.split}": index.sha256 for index in indices}
     now |= {"val": val_pictures} if section == "segment" else {}
     file = folder / "settings.json"
-    then = read_settings(file) if file.is_file() else now
+    then = read_settings(file) if file.is_file() or holds_any(folder) else now
     for key, value in now.items():
         if key in then and then[key] != value:
             raise UserError(difference(folder, model, f"{section}.{key}", then[key], value))
@@ -56,14 +58,15 @@ def difference(folder: Path, model: Path, key: str, then: Any, now: Any) -> str:
     if name == "model":
         return f"{model}: another one than the masks in {folder} were made with; {anew}"
     shown = {"resize": "data.resize", "val": "masks.pictures.val"}.get(name, key)
-    return f"{shown}: {now!r}, but the masks in {folder} were made with {then!r}; set it back, or {anew}"
+    back = f"go on with: {masks_command(folder)}" if key.startswith("masks.") else "set it back"
+    return f"{shown}: {now!r}, but the masks in {folder} were made with {then!r}; {back}, or {anew}"
 
 
 def kept_settings(folder: Path) -> Masks:
     """The keys of section `masks` that a folder was made with. UserError if there is no such folder."""
     file = folder / "settings.json"
-    if not file.is_file():
-        raise UserError(f"{folder}: no masks there; run: ktse masks --run {folder.parent}")
+    if not (file.is_file() or holds_any(folder)):
+        raise UserError(f"{folder}: no masks there; run: {masks_command(folder)}")
     kept = {key: value for key, value in read_settings(file).items() if key in Masks.model_fields}
     try:
         return Masks.model_validate(kept)
@@ -72,5 +75,26 @@ def kept_settings(folder: Path) -> Masks:
         raise UserError(f"{file}: damaged, {key} is wrong; delete {folder} to make its masks anew") from None
 
 
+def asked(index: Index, config: Masks) -> Index:
+    """Of the pictures that masks.pictures names."""
+    return index.first(getattr(config.pictures, index.split))
+
+
+def holds_any(folder: Path) -> bool:
+    """Whether finished pieces lie there; without their settings nothing tells what they are."""
+    return any(path.suffix in (".tar", ".npz") for path in folder.glob("*"))
+
+
+def masks_command(folder: Path) -> str:
+    """What makes the masks that are missing in a run's folder, with the keys that the others there were made with."""
+    run = folder.parent.parent if folder.parent.name == "baseline" else folder.parent
+    command, config = ["ktse", "masks", "--run", str(run)], run / "config.yaml"
+    if (folder / "settings.json").is_file() and config.is_file():
+        own = load_config(config).masks.model_dump(mode="json")
+        kept = own | kept_settings(folder).model_dump(mode="json", exclude_unset=True)
+        command += sorted(set(leaves(kept, "masks")) - set(leaves(own, "masks")))
+    return shlex.join(command)
+
+
 def read_settings(file: Path) -> dict[str, Any]:
-    return read_json(file, f"delete {file.parent} to make its masks anew")
+    return read_json(file, f"delete {file.parent} to make its masks anew with ktse masks")

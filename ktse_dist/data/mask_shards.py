@@ -17,6 +17,7 @@ import numpy as np
 import webdataset as wds
 
 from ktse_dist.data.index import Index
+from ktse_dist.data.mask_settings import masks_command
 from ktse_dist.data.palette import IGNORE
 from ktse_dist.errors import UserError
 from ktse_dist.files import atomic, read_json
@@ -120,11 +121,12 @@ class MaskIndex:
         path = directory / f"{index.split}.masks.json"
         if not path.exists():
             missing = f"has no masks of split '{index.split}' ({path.name} is missing)"
-            raise UserError(f"{directory} {missing}; make them: ktse masks --run {directory.parent}")
+            raise UserError(f"{directory} {missing}; make them: {masks_command(directory)}")
         mend = "delete it and give the ktse masks or ktse segment command again"
         about = read_json(path, mend, needs=("format", "pictures"))
         if (about["format"], about["pictures"]) != (FORMAT, index.sha256):
-            raise UserError(f"{path}: made for other pictures than those of {index.path}; make the masks again")
+            other = f"made for other pictures than those of {index.path}"
+            raise UserError(f"{path}: {other}; delete {directory} to make its masks anew")
         self._records = _read_records(path.with_suffix(".npy"), len(index), mend)
 
     def has(self, row: int) -> bool:

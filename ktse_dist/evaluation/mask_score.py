@@ -48,7 +48,7 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray]:
     try:
         head, *rows = csv.reader(path.read_text().splitlines())
         counts = np.array([row[1:] for row in rows], np.int64)
-    except ValueError:
+    except (ValueError, csv.Error):
         counts = np.empty(0)
     if counts.ndim != 2 or counts.shape != (len(head) - 2, len(head) - 1):
         raise UserError(f"{path}: damaged; delete it, ktse evaluate or ktse segment writes it anew")

@@ -25,7 +25,8 @@ class Scores:
         write_counts(path, single=self.single.counts, multi=self.multi.counts, **self.final.state())
 
     def add(self, path: Path) -> None:
-        saved = read_counts(path)
+        mend = "delete it and give the ktse segment command again"
+        saved = read_counts(path, mend, ("single", "multi", "confusion", "boundary", "pictures"))
         self.single.counts += saved["single"]
         self.multi.counts += saved["multi"]
         self.final.add(saved)

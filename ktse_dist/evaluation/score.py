@@ -9,10 +9,9 @@ import numpy as np
 
 from ktse_dist.data.decode import decode_mask
 from ktse_dist.data.index import Index
-from ktse_dist.data.mask_settings import kept_settings
+from ktse_dist.data.mask_settings import asked, kept_settings
 from ktse_dist.data.mask_shards import MaskIndex, says_nothing
 from ktse_dist.data.reader import Reader
-from ktse_dist.errors import UserError
 from ktse_dist.evaluation.counts import read_counts
 from ktse_dist.evaluation.mask_score import MaskScore
 from ktse_dist.evaluation.miou import Confusion
@@ -59,13 +58,15 @@ class Seeds:
         return mean_average_precision(self.tags.logits, self.tags.labels)
 
 
+SEEDS = ("rows", "scores", "with_truth", "counts", "thresholds")  # what a file of them holds, at least
+
+
 def read_seeds(folder: Path, index: Index) -> Seeds:
-    """Add up the per-shard counts of a split."""
-    candidates = (folder / f"{Path(shard.name).stem}.seeds.npz" for shard in index.shards)
-    files = [file for file in candidates if file.is_file()]
-    if not files:
-        raise UserError(f"{folder}: no seeds of split '{index.split}' there; run ktse masks first")
-    states = [read_counts(file) for file in files]
+    """Add up the per-shard counts of a split. index: of the pictures that masks were asked for; none of its shards may
+    be left out."""
+    mend = "delete it, if it is there, and give the ktse masks command of its run again"
+    files = [folder / f"{Path(shard.name).stem}.seeds.npz" for shard in index.shards if shard.samples]
+    states = [read_counts(file, mend, SEEDS) for file in files]
     sweep = ThresholdSweep.from_state(states[0])
     for state in states[1:]:
         sweep.merge(ThresholdSweep.from_state(state))
@@ -88,6 +89,7 @@ def mask_score(folder: Path, index: Index) -> MaskScore:
 
 def score(folder: RunFolder, train: Index, val: Index) -> dict[str, Any]:
     """The fields of summary.json; scores are null without ground truth."""
+    train, val = (asked(index, kept_settings(folder.masks)) for index in (train, val))
     seeds = {index.split: read_seeds(folder.masks, index) for index in (train, val)}
     baseline = {}
     if folder.baseline.masks.exists():

@@ -222,8 +222,8 @@ class Crew:
         if self._lost[what] > self._config.ray.max_failures:
             raise UserError(
                 f"masks.workers: {what} lost {self._lost[what]} workers, more than ray.max_failures="
-                f"{self._config.ray.max_failures} ({why}); memory is the likely cause: lower masks.workers, "
-                "masks.processes or masks.long_side; the same command goes on from what is finished"
+                f"{self._config.ray.max_failures} ({why}); memory is the likely cause: lower masks.workers or "
+                "masks.processes; the same command goes on from what is finished"
             )
         if call.piece:
             log.warning("%s: its worker was lost, another one makes it again (%.300s)", what, why)

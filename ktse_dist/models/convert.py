@@ -4,7 +4,6 @@ The published stage-1 .pth, the A1 ImageNet .params of ResNet38d, the ResNet-50 
 and BECO. What a file is, is read from its first bytes and its names, not from its own name.
 """
 
-import argparse
 import hashlib
 import json
 import pickle
@@ -20,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ktse_dist.config.method import Network
-from ktse_dist.errors import UserError, run_main
+from ktse_dist.errors import Parser, UserError, run_main
 from ktse_dist.models import new_backbone
 from ktse_dist.models.cam_head import CamHead
 from ktse_dist.models.mxnet_params import MAGIC, read_params
@@ -31,7 +30,7 @@ MAX_CLASSES = 10_000
 KNOWN = "the published stage-1 .pth, the A1 .params of ResNet38d, ResNet-50 and ResNet-101 of torchvision or BECO"
 # What torch.load raises for damaged bytes, beside its own errors.
 DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
-DAMAGED += (AssertionError, OverflowError, MemoryError, struct.error, zipfile.BadZipFile)
+DAMAGED += (AssertionError, OverflowError, MemoryError, struct.error, zipfile.BadZipFile, SafetensorError)
 
 
 def convert(source: Path, target: Path, classes: Sequence[str] = ()) -> str:
@@ -82,7 +81,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         start = file.read(9)
     if start[8:] == b"{":
-        raise UserError(f"{path}: safetensors, which need no converting; give it as model.weights")
+        mend = "what ktse wrote goes as it is into model.weights, of others give the .pth or .params"
+        raise UserError(f"{path}: safetensors, which are not converted; {mend}")
     if start.startswith(MAGIC):
         return {name: torch.from_numpy(array) for name, array in read_params(path).items()}
     try:
@@ -172,7 +172,7 @@ def finite(source: Path, name: str, tensor: Tensor) -> Tensor:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="ktse convert", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="ktse convert", description=__doc__)
     parser.add_argument("source", type=Path, metavar="FILE")
     parser.add_argument("target", type=Path, metavar="OUT.safetensors")
     parser.add_argument("--classes", default="", help="names of a head's classes, separated by commas")

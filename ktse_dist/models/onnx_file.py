@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 FORMAT = "ktse_dist segmentation onnx 1"
+ANEW = "export it again, to a new file: ktse export --run RUN --format onnx --out FILE.onnx"
 MAX_BYTES = 2**31 - 1  # of a protobuf message
 EXAMPLE = (2, 3, 96, 128)  # pictures that the graph is traced with; two, so that one is nothing special
 
@@ -59,23 +60,24 @@ class OnnxNetwork(NamedTuple):
             (found,) = self.session.run(["logits"], {"images": images.numpy()})
         except (RuntimeError, *runtime_errors(installed("onnxruntime"))) as error:
             size, why = "x".join(map(str, images.shape[:1:-1])), " ".join(str(error).split())[:200]
-            raise UserError(f"onnxruntime cannot look at a picture of {size} ({why}); try --long-side 640") from None
+            raise UserError(
+                f"onnxruntime cannot look at a picture of {size} ({why}); give --long-side 640 and another --out"
+            ) from None
         return torch.from_numpy(found)
 
 
 def save_onnx(path: Path, segmenter: Segmenter) -> None:
     """Write the mean answer of the networks, with all numbers inside the file; atomic. UserError without onnx."""
-    onnx = installed("onnx")
+    onnx, _ = installed("onnx"), installed("onnxscript")
     any_size = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    with quiet():
+    with atomic(path) as file, quiet():  # opened first: a place that cannot be written to is told at once
         program = torch.onnx.export(
             Answering(segmenter.networks).eval(), (torch.zeros(EXAMPLE),), dynamo=True, verbose=False,
             input_names=["images"], output_names=["logits"], dynamic_shapes={"images": any_size},
         )  # fmt: skip
-    model = program.model_proto
-    about = {"format": FORMAT, "classes": json.dumps(segmenter.classes), "input": "RGB, 0 to 255, [B,3,H,W]"}
-    onnx.helper.set_model_props(model, about | {"output": "logits at the network's stride; 0 is the background"})
-    with atomic(path) as file:
+        model = program.model_proto
+        about = {"format": FORMAT, "classes": json.dumps(segmenter.classes), "input": "RGB, 0 to 255, [B,3,H,W]"}
+        onnx.helper.set_model_props(model, about | {"output": "logits at the network's stride; 0 is the background"})
         file.write(model.SerializeToString())
 
 
@@ -83,7 +85,7 @@ def load_onnx(path: Path) -> tuple[OnnxNetwork, list[str]]:
     """The network of a file that `save_onnx` wrote, and its classes. Raises UserError for every other file."""
     onnx, runtime = installed("onnx"), installed("onnxruntime")
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file; {ANEW}")
     if path.stat().st_size > MAX_BYTES:
         raise UserError(
             f"{path}: has {path.stat().st_size:,} bytes; allowed are {MAX_BYTES:,}: not an ONNX file of ours"
@@ -92,25 +94,24 @@ def load_onnx(path: Path) -> tuple[OnnxNetwork, list[str]]:
     try:
         model = onnx.ModelProto.FromString(content)
     except DecodeError as error:
-        raise UserError(f"{path}: not an ONNX file ({error})") from None
+        mend = f"{ANEW}; or call it NAME.safetensors, if it is that"
+        raise UserError(f"{path}: not an ONNX file ({error}); {mend}") from None
     about = {entry.key: entry.value for entry in model.metadata_props}
     if about.get("format") != FORMAT:
-        raise UserError(f"{path}: not a network of this program; ktse export --format onnx writes one")
+        raise UserError(f"{path}: not a network of this program; {ANEW}")
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors(model)):
-        raise UserError(f"{path}: wants numbers of other files, which are not opened; export it again")
+        raise UserError(f"{path}: wants numbers of other files, which are not opened; {ANEW}")
     try:
         classes = TypeAdapter(list[str]).validate_json(about.get("classes", ""))
         network = OnnxNetwork(session(runtime, content))
         (output,), (images,) = network.session.get_outputs(), network.session.get_inputs()
     except (ValidationError, ValueError, RuntimeError, *runtime_errors(runtime)) as error:
-        raise UserError(f"{path}: damaged ({' '.join(str(error).split())[:200]}); export it again") from None
+        raise UserError(f"{path}: damaged ({' '.join(str(error).split())[:200]}); {ANEW}") from None
     names, types = (images.name, output.name), {images.type, output.type}
     any_size = len(images.shape) == 4 and images.shape[1] == 3 and not any(isinstance(n, int) for n in images.shape[2:])
     fits = names == ("images", "logits") and output.shape[1:2] == [len(classes) + 1]
     if not (fits and any_size and types == {"tensor(float)"}):
-        raise UserError(
-            f"{path}: its graph does not fit its {len(classes)} classes, or pictures of any size; export it again"
-        )
+        raise UserError(f"{path}: its graph does not fit its {len(classes)} classes, or pictures of any size; {ANEW}")
     return network, classes
 
 

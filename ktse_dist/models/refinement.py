@@ -51,9 +51,11 @@ def save_refinement(path: Path, state: Mapping[str, Tensor], network: Network, l
 
 def load_refinement(path: Path) -> Refinement:
     """The network that `save_refinement` wrote, on the CPU. UserError for every other file."""
-    tensors, metadata = load_safetensors(path)
+    masks = path.parent.parent
+    mend = f"delete it, if it is there, and one of {masks}/*.tar: the ktse masks command of the run makes both again"
+    tensors, metadata = load_safetensors(path, mend)
     if metadata.get("format") != FORMAT:
-        raise UserError(f"{path}: not a refinement network of this program; delete it, ktse masks trains it again")
+        raise UserError(f"{path}: not a refinement network of this program; {mend}")
     model = empty(Network(backbone=metadata["backbone"]))
     check_fit(path, tensors, model.state_dict())
     model.load_state_dict(tensors, assign=True)

@@ -14,10 +14,12 @@ from ktse_dist.errors import UserError
 from ktse_dist.files import replacing
 from ktse_dist.models import build_deeplab
 from ktse_dist.models.deeplab import DeepLab
+from ktse_dist.models.weights import FORMAT as CAM_FORMAT
 from ktse_dist.models.weights import check_fit, load_safetensors, save_tensors
 
 FORMAT = "ktse_dist segmentation 1"
 MAX_NETWORKS = 2
+MEND = "give RUN/segment/model.safetensors, which ktse segment --run RUN trains, or ktse export's NAME.onnx"
 
 
 class Segmenter(NamedTuple):
@@ -43,9 +45,10 @@ def save_segmenter(
 
 def load_segmenter(path: Path) -> Segmenter:
     """What `save_segmenter` wrote, on the CPU, in evaluation mode. Raises UserError for every other file."""
-    tensors, about = load_safetensors(path)
+    tensors, about = load_safetensors(path, MEND)
     if about.get("format") != FORMAT:
-        raise UserError(f"{path}: not a segmentation network of this program; `ktse segment --run RUN` trains one")
+        mend = f"give --run {path.parent}, or {MEND[5:]}" if about.get("format") == CAM_FORMAT else MEND
+        raise UserError(f"{path}: not a segmentation network of this program; {mend}")
     try:
         network = Network(backbone=about.get("backbone"), output_stride=int(about.get("output_stride", "")))
         classes = TypeAdapter(list[str]).validate_json(about.get("classes", ""))

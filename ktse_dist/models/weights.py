@@ -1,6 +1,9 @@
 """Weight files of ours: safetensors that say by themselves what they hold. convert.py makes them from others' files."""
 
+import errno
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +22,7 @@ from ktse_dist.models.cam_head import CamHead
 
 FORMAT = "ktse_dist model 1"
 CONVERT = "ktse convert FILE OUT.safetensors"
+OTHERS = f"a whole .pth or .params of others is converted by: {CONVERT}; of ours copy the file again"
 MAX_HIDDEN = 65_536  # width of a head; more is a damaged file
 
 
@@ -70,7 +74,9 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:
-        raise OSError(f"{path}: {error}") from None
+        found = re.search(r"os error (\d+)", str(error))
+        code = int(found[1]) if found else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from None
     path.chmod(mode)
     sort_header(path)
 
@@ -148,21 +154,23 @@ def _empty(network: Network, classes: Sequence[str], hidden: int) -> nn.ModuleDi
     return model
 
 
-def load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file. Nothing else is opened: a pickle can run code when it is loaded."""
+def load_safetensors(path: Path, mend: str = OTHERS) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Nothing else is opened: a pickle can run code when it is loaded.
+    UserError that ends in `mend`."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file; {mend}")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
-        raise UserError(f"{path}: not safetensors ({error}); other files are converted by: {CONVERT}") from None
+        raise UserError(f"{path}: not safetensors ({error}); {mend}") from None
 
 
 def _network(path: Path, metadata: Mapping[str, str]) -> tuple[Network, list[str], int]:
     """What the metadata say: the network, the class names, the head's hidden width (no names: no head)."""
     if metadata.get("format") != FORMAT:
-        raise UserError(f"{path}: not a model of this program; a file of others is converted by: {CONVERT}")
+        mend = f"give what ktse train wrote, or {CONVERT}, which reads .pth and .params"
+        raise UserError(f"{path}: not a model of this program; {mend}")
     try:
         network = Network(backbone=metadata.get("backbone"), output_stride=int(metadata.get("output_stride", "")))
         classes = TypeAdapter(list[str]).validate_json(metadata.get("classes", "[]"))

@@ -114,7 +114,7 @@ class PredictionLog:
             ) from None
         try:
             self._read(file)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{path}: damaged; delete {self.out}, or give another --out") from None
         return file
 

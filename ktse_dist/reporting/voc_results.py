@@ -28,7 +28,7 @@ def listed(found: Sequence[Found], file: Path) -> list[Found]:
     places: dict[str, list[Found]] = {}
     for picture in found:
         places.setdefault(picture.path.stem, []).append(picture)
-    names = [name for name, *_ in read_list(file)]
+    names = [name for name, *_ in read_list(file, "--voc-list")]
     if not names:
         raise UserError(f"--voc-list {file}: names no picture; give a list with one name a line")
     for name in names:

@@ -93,6 +93,8 @@ def whole(files: Iterable[str]) -> set[str]:
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint directory. UserError if it is none, is damaged, or would have to be unpickled."""
     if not (path / STATE).is_file():
+        if (path / WEIGHTS).is_file():
+            raise _damaged(path, str(path), STATE)
         raise UserError(
             f"{path}: not a checkpoint of ktse (a directory with {STATE} and two safetensors files). Files of PyTorch, "
             "DeepSpeed and mxnet are pickles, which can run code, so they are not opened here: for the weights alone, "
@@ -131,6 +133,8 @@ def _damaged(path: Path, place: str, file: str) -> UserError:
     found = _steps(path.parent)
     older = found[: found.index(path)] if path in found else []
     rest = f"the run goes on from {older[-1].name}" if older else "the run starts anew, since there is no older one"
+    if not STEP.fullmatch(path.name):  # phase1
+        rest = "masks do without; to fork from it train phase 1 again, under a new run.name"
     if str(path) != place:
         rest = "the run goes on from the one before it"
     return UserError(

@@ -37,7 +37,7 @@ SHIFT_PICTURES = 100  # each takes as long as in training; the published code ta
 class IRNTask:
     """labels: a folder of mask shards for the first `count` training pictures (None: for all of them)."""
 
-    room: ClassVar[str] = "lower masks.irn.batch or masks.irn.crop, or take more workers"
+    room: ClassVar[str] = "delete RUN/masks and give a lower masks.irn.batch or masks.irn.crop"
     labels: Path
     count: int | None
 
@@ -97,7 +97,8 @@ def group(module: nn.Module, branch: nn.Module, fast: bool, config: Config) -> d
 def irn_job(folder: RunFolder, config: Config) -> Job:
     """The training of the network for the masks of the run in `folder`. UserError in terms of masks.irn."""
     task = IRNTask(folder.refinement_labels, config.masks.pictures.train)
-    return Job(irn_config(config), folder.refinement, task=task)
+    anew = f"delete {folder.masks}"  # what it was trained with is noted there
+    return Job(irn_config(config), folder.refinement, task=task, fresh=anew)
 
 
 def check_start(job: Job) -> None:

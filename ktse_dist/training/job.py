@@ -13,6 +13,7 @@ from ktse_dist.errors import UserError
 from ktse_dist.run_folder import RunFolder, dataset_path
 from ktse_dist.training import checkpoint
 from ktse_dist.training.checkpoint import Checkpoint
+from ktse_dist.training.divergence import FRESH
 from ktse_dist.training.mirror import Mirror, bring_fork
 from ktse_dist.training.schedule import Schedule
 from ktse_dist.training.storage import Storage
@@ -30,6 +31,7 @@ FREE = {
     "data.path",
     "data.sha256",
     "data.cache",
+    "data.max_bad_fraction",
     "data.workers",
     "train.baseline",
     "train.checkpoint_steps",
@@ -38,6 +40,7 @@ FREE = {
     "train.keep",
     "train.log_steps",
     "train.micro_batch",
+    "train.recompute",
 }
 
 OF_LATER_STAGES = frozenset({"segment"})  # says nothing about KTSE's own run
@@ -52,6 +55,7 @@ class Job:
     start: a checkpoint's path, or its address.    task: what is trained (training/task.py).
     forks: whether the end of phase 1 is kept for others to start from.
     free: sections and keys, beside FREE, that say nothing about this job.
+    fresh: for people, how to train anew with other settings.
     """
 
     config: Config
@@ -60,6 +64,7 @@ class Job:
     task: Task = KTSE_TASK
     forks: bool = True
     free: frozenset[str] = OF_LATER_STAGES
+    fresh: str = FRESH
 
 
 def mirror_of(job: Job) -> Mirror | None:
@@ -85,13 +90,13 @@ def prepare(job: Job) -> tuple[Index, Schedule, Checkpoint | None]:
     own = checkpoint.latest(job.folder.checkpoints)
     if own:
         saved = checkpoint.load(own)
-        check_same_data(saved, index, own)
-        check_same_run(saved, job.config, own, job.free)
+        check_same_data(saved, index, own, job.fresh)
+        check_same_run(saved, job.config, own, job.free, job.fresh)
     else:
         start = local_start(job)
         saved = checkpoint.load(start) if start else None  # a fork: another method on the same pictures
         if saved:
-            check_same_data(saved, index, start)
+            check_same_data(saved, index, start, job.fresh)
     return index, schedule, saved
 
 
@@ -116,14 +121,16 @@ def check_tags_differ(index: Index) -> None:
     )
 
 
-def check_same_data(saved: Checkpoint, index: Index, position: Path) -> None:
+def check_same_data(saved: Checkpoint, index: Index, position: Path, fresh: str) -> None:
     if saved.state["index_sha256"] != index.sha256:
         raise UserError(
-            f"{position}: made with another data set than {index.place}; give that one as data.path or a new run.name"
+            f"{position}: made with another data set than {index.place}; give that one as data.path, or {fresh}"
         )
 
 
-def check_same_run(saved: Checkpoint, config: Config, position: Path, free: Set[str] = frozenset()) -> None:
+def check_same_run(
+    saved: Checkpoint, config: Config, position: Path, free: Set[str] = frozenset(), fresh: str = FRESH
+) -> None:
     """A run goes on only with the settings it was started with."""
     then, now = (flatten(c) for c in (saved.state["config"], config.model_dump(mode="json", by_alias=True)))
     changed = [key for key in sorted(then | now) if then.get(key) != now.get(key) and not is_free(key, FREE | free)]
@@ -131,7 +138,7 @@ def check_same_run(saved: Checkpoint, config: Config, position: Path, free: Set[
         key = changed[0]
         raise UserError(
             f"{key}: {now.get(key)!r}, but {position} was trained with {then.get(key)!r}; "
-            f"set it back to go on, or train anew: with a new run.name, or without {position.parent.parent}"
+            f"set it back to go on, or {fresh} to train anew"
         )
 
 

@@ -76,7 +76,7 @@ def run_on(job: Job, context: RunContext) -> None:
     spent = (saved.state["seconds"], saved.state["pictures"]) if own else (0.0, 0)
     before = saved.state.get("bad_samples", 0) if own else 0
     bad = BadSamples(len(index), config.data.max_bad_fraction, before, device_of(config))
-    with Writer(job.folder, config.train.keep, mirror_of(job)) as writer:
+    with Writer(job.folder, config.train.keep, mirror_of(job), job.fresh) as writer:
         Trainer(job, context, index, schedule, engine, bad, writer).train(first, *spent)
     if dist.is_initialized():
         dist.barrier()  # whoever looks for the latest checkpoint next finds this one
@@ -176,7 +176,7 @@ class Trainer:
 
     def _check_loss(self, step: int, total: float) -> None:
         rate_key = self.job.task.rate_key(self.schedule.phase(step - 1))
-        check_loss(total, step, rate_key, checkpoint.latest(self.job.folder.checkpoints))
+        check_loss(total, step, rate_key, checkpoint.latest(self.job.folder.checkpoints), self.job.fresh)
 
     def _log(self, metrics: MetricsLog, progress: Progress, step: int, losses: dict[str, float]) -> None:
         place, phase = self.schedule.place(step - 1), self.schedule.phase(step - 1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ktse_dist.config import Config
 from ktse_dist.data.index import Index
+from ktse_dist.data.mask_settings import masks_command
 from ktse_dist.data.mask_shards import MaskIndex
 from ktse_dist.data.masked import masked
 from ktse_dist.data.stream import Plan, stream
@@ -26,7 +27,9 @@ from ktse_dist.training.export import published
 class SegmentTask:
     """masks: the folder with the mask shards of the first `count` training pictures (None: of all)."""
 
-    room: ClassVar[str] = "lower train.batch or data.crop, or take more workers"
+    room: ClassVar[str] = (
+        "lower train.batch or data.crop (and delete RUN/segment, if it has a checkpoint), or take more workers"
+    )
     masks: Path
     count: int | None
 
@@ -34,7 +37,7 @@ class SegmentTask:
         known, found = index.first(self.count), MaskIndex(self.masks, index)
         missing = next((row for row in range(len(known)) if not found.has(row)), None)
         if missing is not None:
-            raise UserError(f"{self.masks}: no mask of '{index.key(missing)}'; run ktse masks again, which goes on")
+            raise UserError(f"{self.masks}: no mask of '{index.key(missing)}'; make it: {masks_command(self.masks)}")
         return known
 
     def module(self, config: Config, index: Index) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ktse_dist.errors import UserError
 from ktse_dist.run_folder import RunFolder
 from ktse_dist.training import checkpoint
-from ktse_dist.training.divergence import check_weights
+from ktse_dist.training.divergence import FRESH, check_weights
 from ktse_dist.training.mirror import Mirror
 
 log = logging.getLogger("ktse")
@@ -30,10 +30,12 @@ class Snapshot(NamedTuple):
 
 
 class Writer:
-    """`with Writer(...) as writer`: leaving waits for what is being written. keep: how many step-N ones stay."""
+    """`with Writer(...) as writer`: leaving waits for what is being written. keep: how many step-N ones stay.
+    fresh: as in Job.
+    """
 
-    def __init__(self, folder: RunFolder, keep: int, mirror: Mirror | None):
-        self._folder, self._keep, self._mirror = folder, keep, mirror
+    def __init__(self, folder: RunFolder, keep: int, mirror: Mirror | None, fresh: str = FRESH):
+        self._folder, self._keep, self._mirror, self._fresh = folder, keep, mirror, fresh
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None
 
@@ -71,7 +73,7 @@ class Writer:
             self._thread.shutdown()
 
     def _write(self, names: list[str], snapshot: Snapshot) -> None:
-        check_weights(names[-1], snapshot.weights)
+        check_weights(names[-1], snapshot.weights, self._fresh)
         try:
             for name in names:
                 checkpoint.save(self._folder.checkpoints, name, *snapshot, self._keep)

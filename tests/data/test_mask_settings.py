@@ -1,13 +1,16 @@
 """Masks of a folder are made alike, or not at all."""
 
 import json
+import shlex
 from types import SimpleNamespace
 
 import pytest
 
 from ktse_dist.config.stages import Masks
-from ktse_dist.data.mask_settings import keep_settings, kept_settings
+from ktse_dist.data.mask_settings import keep_settings, kept_settings, masks_command
 from ktse_dist.errors import UserError
+from ktse_dist.files import write_text
+from ktse_dist.masks import with_mask_keys
 
 
 @pytest.fixture
@@ -55,3 +58,21 @@ def test_damaged_settings_are_one_line_that_tells_the_mend(made, content):
     (made / "masks" / "settings.json").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=r"settings\.json: damaged.*; delete .*masks to make its masks anew"):
         kept_settings(made / "masks")
+
+
+def test_masks_whose_settings_are_gone_are_nobodys(made):
+    (made / "masks" / "settings.json").unlink()
+    (made / "masks" / "train-00000.tar").write_bytes(b"")
+    pictures = [SimpleNamespace(split="val", sha256="a")]
+    with pytest.raises(UserError, match=r"settings\.json: not there; delete .*masks to make its masks anew"):
+        keep_settings(made / "masks", made / "model", Masks(), "opencv", pictures)
+    with pytest.raises(UserError, match=r"settings\.json: not there"):
+        kept_settings(made / "masks")
+
+
+def test_the_command_for_missing_masks_has_the_keys_that_the_others_were_made_with(masked_run):
+    config = with_mask_keys(masked_run.read_config(), ["masks.refine=irn", "masks.pictures.train=3"])
+    write_text(masked_run.masks / "settings.json", config.masks.model_dump_json())
+    expected = f"ktse masks --run {masked_run.path} masks.pictures.train=3 'masks.refine=\"irn\"'"
+    assert masks_command(masked_run.masks) == expected
+    assert with_mask_keys(masked_run.read_config(), shlex.split(expected)[4:]) == config

@@ -131,6 +131,9 @@ def test_damaged_counts_of_finished_masks_are_named(run, tmp_path):
     counts.write_bytes(counts.read_bytes()[:50])
     with pytest.raises(UserError, match=rf"{counts.name}: damaged"):
         masks.main(["--run", str(folder), "masks.strength=0.3", "--refine", "none"])
+    counts.unlink()
+    with pytest.raises(UserError, match=rf"{counts.name}: not there.*ktse masks"):  # and not a score of fewer pictures
+        evaluate.main(["--run", str(folder)])
 
 
 def test_a_mode_of_the_kernels_that_this_machine_cannot_run_is_one_line(run, tmp_path, monkeypatch):

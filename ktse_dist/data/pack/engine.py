@@ -49,7 +49,7 @@ def pack(
     a UserError that names it, or with `skip_bad` is left out and listed in skipped.txt.
     """
     if workers is not None and workers < 1:
-        raise UserError(f"workers: {workers} is too small; allowed is 1 or more")
+        raise UserError(f"--workers: {workers} is too small; allowed is 1 or more")
     processes = 0 if workers == 1 else workers or os.cpu_count() or 1
     with work_folder(out) as work:
         if work is None:

@@ -57,16 +57,20 @@ def build(out: Path, recipe: dict[str, int], workers: int, shard_bytes: int) -> 
 def check_numbers(given: dict[str, int]) -> None:
     for name, least in (("train", 1), ("val", 1), ("seed", 0), ("workers", 1)):
         if given[name] < least:
-            raise UserError(f"{name}: {given[name]} is too small; allowed is {least} or more")
+            raise UserError(f"--{name}: {given[name]} is too small; allowed is {least} or more")
 
 
 def is_stickers(out: Path, recipe: dict[str, int]) -> bool:
     """Whether `out` holds exactly this data set, whole; UserError for anything else."""
-    found = read_dataset(out).get("stickers") if (out / "dataset.json").is_file() else None
-    if found == recipe:
-        for split in SPLITS:
-            Index.open(out, split).check_files()
-        return True
+    try:
+        found = read_dataset(out).get("stickers") if (out / "dataset.json").is_file() else None
+        if found == recipe:
+            for split in SPLITS:
+                Index.open(out, split).check_files()
+            return True
+    except UserError as damage:
+        what = str(damage).rpartition("; ")[0]  # they can be made again, which other data cannot
+        raise UserError(f"{what}; remove {out}, the same command then packs it anew") from None
     what = f"other stickers ({found})" if found else "something else"
     raise UserError(f"{out}: holds {what}, wanted is {recipe}; remove it, or give another folder")
 

@@ -19,9 +19,12 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> None:
     # not above: worker processes import this file again, and webdataset brings torch, two seconds of each worker
+    from ktse_dist.data.inspect import check_sheet
     from ktse_dist.data.pack.preview import contact_sheet
     from ktse_dist.data.pack.stickers import pack_stickers
 
+    if options.preview:
+        check_sheet(options.preview, "--preview")
     pack_stickers(options.out, options.train, options.val, options.seed, options.workers)
     if options.preview:
         contact_sheet(options.out, options.preview)

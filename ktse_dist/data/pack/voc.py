@@ -33,7 +33,7 @@ class VocSource:
 
     def __init__(self, root: Path, lists: dict[str, Path], masks: Path | None, tags: Path | None = None):
         self.root, self.masks = root, masks
-        self.names = {split: read_list(file) for split, file in lists.items()}
+        self.names = {split: read_list(file, f"--{split}-list") for split, file in lists.items()}
         self.tags = read_tags(tags) if tags else {}
 
     def items(self, split: str) -> Iterator[Item]:
@@ -82,10 +82,10 @@ def labels_of_mask(mask: MaskFile) -> tuple[int, ...]:
     return tuple(int(value) - 1 for value in values if 0 < value <= len(CLASSES))
 
 
-def read_list(file: Path) -> list[tuple[str, str, str]]:
+def read_list(file: Path, option: str) -> list[tuple[str, str, str]]:
     """(name, picture, mask) of each line, sorted by name; the paths are relative, empty for a plain name."""
     rows = {}
-    for line in lines_of(file):
+    for line in lines_of(file, option):
         picture, mask, *more = [*line.split(), ""] if len(line.split()) == 1 else line.split()
         if more or not line.isprintable() or ".." in Path(picture).parts + Path(mask).parts:
             raise UserError(f"{file}: '{line}' is no line of a list; allowed are 'NAME' and '/PICTURE.jpg /MASK.png'")
@@ -98,15 +98,15 @@ def read_list(file: Path) -> list[tuple[str, str, str]]:
 
 def read_tags(file: Path) -> dict[str, tuple[int, ...]]:
     """Lines of "NAME class class ..."."""
-    return {name: class_ids(file, names) for name, *names in map(str.split, lines_of(file))}
+    return {name: class_ids(file, names) for name, *names in map(str.split, lines_of(file, "--tags"))}
 
 
-def lines_of(file: Path) -> list[str]:
+def lines_of(file: Path, option: str) -> list[str]:
     try:
         with file.open(encoding="utf-8-sig") as stream:
             text = stream.read(MAX_TEXT + 1)
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); give a list with --train-list FILE") from None
+        raise UserError(f"{file}: cannot be read ({error.strerror}); give one with {option} FILE") from None
     except UnicodeDecodeError:
         raise UserError(f"{file}: not text in UTF-8; give a list with one name a line") from None
     if len(text) > MAX_TEXT:
