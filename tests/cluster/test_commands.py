@@ -86,7 +86,6 @@ def test_a_training_is_one_that_our_reader_takes(arguments, monkeypatch):
 
 @pytest.mark.parametrize("arguments", [
     ["--config", "configs/voc.yaml", "data.paht=/shared/data"],
-    ["ray.workers=2", "--config", "configs/voc.yaml", "data.path=/shared/data"],
     ["--config", "configs/nothing.yaml"],
     ["--config", "configs/voc.yaml", "--workers", "8"],
 ])  # fmt: skip
