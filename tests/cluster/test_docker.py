@@ -123,7 +123,8 @@ def copy(sources: list[str], target: str, image: Path) -> None:
     for source in sources:
         into = image / target
         if (ROOT / source).is_dir():
-            shutil.copytree(ROOT / source, into, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+            unwanted = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / source, into, symlinks=True, ignore=unwanted, dirs_exist_ok=True)
         else:
             into.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / source, into)
@@ -156,6 +157,7 @@ def test_the_steps_run_in_a_clean_environment(name, tmp_path):
     assert sorted(p.name for p in image.iterdir()) == [
         "LICENSE", "README.md", "configs", "constraints-cpu.txt", "pyproject.toml"
     ]  # fmt: skip
+    assert [path for path in image.rglob("*") if path.is_symlink()] == []  # what they led to is not in the image
     code = "import ktse_dist, kernels, ray, deepspeed, triton, pydensecrf, boto3, s3fs; print(ktse_dist.__file__)"
     where = subprocess.run(
         ["python", "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
