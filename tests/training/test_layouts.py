@@ -1,5 +1,6 @@
 """One run, however it is laid out: engines, workers, stops and resumes. The trainings are in layout_runs.py."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -21,8 +22,8 @@ from ktse_dist.run_folder import RunFolder
 
 SCRIPT = Path(__file__).with_name("layout_runs.py")
 PRESETS = ("published", "corrected")
-LAYOUTS = ("ddp", "zero3")
-MORE_LAYOUTS = ("zero1", "zero2")
+LAYOUTS = (("ddp", "published"), ("zero3", "corrected"))
+MORE_LAYOUTS = (("ddp", "corrected"), ("zero3", "published"), *itertools.product(("zero1", "zero2"), PRESETS))
 STOPS = "7+10+17"  # inside phase 1, at its end (which is an epoch's end), inside phase 2
 SMALL = "data.crop=64:data.long_side=[64,96]"  # where bits are compared, the size of the pictures does not matter
 FAST = f"optimiser.phase2.momentum=0.9:{SMALL}"
@@ -48,7 +49,7 @@ def runs(tmp_path_factory, dataset) -> Path:
     edge = f"zero3:corrected::method.transfer.pairs=1:{SMALL}"
     one = [f"torch-{preset}:torch:{preset}:" for preset in PRESETS]
     one += [f"torch-fast:torch:corrected::{FAST}", f"torch-resumed:torch:corrected:{STOPS}:{FAST}"]
-    two = [f"{layout}-{preset}:{layout}:{preset}:" for layout in LAYOUTS for preset in PRESETS]
+    two = [f"{layout}-{preset}:{layout}:{preset}:" for layout, preset in LAYOUTS]
     two += [f"zero2-fast:zero2:corrected::{FAST}", f"zero2-resumed:zero2:corrected:{STOPS}:{FAST}"]
     one += [f"torch-recomputed:torch:corrected::{FAST}:train.recompute=true"]
     two += [f"edge-of-2:{edge}", f"edge-recomputed:{edge}:train.recompute=true"]
@@ -59,7 +60,7 @@ def runs(tmp_path_factory, dataset) -> Path:
 
 @pytest.fixture(scope="module")
 def more_runs(runs, dataset) -> Path:
-    start(2, dataset, runs, [f"{layout}-{preset}:{layout}:{preset}:" for layout in MORE_LAYOUTS for preset in PRESETS])
+    start(2, dataset, runs, [f"{layout}-{preset}:{layout}:{preset}:" for layout, preset in MORE_LAYOUTS])
     return runs
 
 
@@ -80,16 +81,14 @@ def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
     return max(((a - b).norm() / b.norm().clamp(min=1e-12)).item() for a, b in pairs)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("layout", "preset"), LAYOUTS)
 def test_two_workers_end_where_one_does(runs, layout, preset):
     assert distance(weights(runs, f"{layout}-{preset}"), weights(runs, f"torch-{preset}")) <= WEIGHTS_BOUND[preset]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("layout", MORE_LAYOUTS)
-def test_the_other_stages_of_zero_end_there_too(more_runs, layout, preset):
+@pytest.mark.parametrize(("layout", "preset"), MORE_LAYOUTS)
+def test_so_they_do_in_every_other_layout(more_runs, layout, preset):
     found, expected = (weights(more_runs, f"{name}-{preset}") for name in (layout, "torch"))
     assert distance(found, expected) <= WEIGHTS_BOUND[preset]
 
@@ -103,8 +102,7 @@ def test_the_runs_that_are_compared_have_learnt_something(runs, preset):
     assert distance(weights(runs, "torch-published"), weights(runs, "torch-corrected")) > 1e-3
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("layout", ["ddp", "zero3"])
+@pytest.mark.parametrize(("layout", "preset"), LAYOUTS)
 def test_layouts_agree_on_erased_pixels_and_label_maps(runs, dataset, layout, preset):
     one, two = (maps(runs / name, dataset) for name in (f"torch-{preset}", f"{layout}-{preset}"))
     assert all((a != b).float().mean() <= MAPS_BOUND[preset] for a, b in zip(one, two, strict=True))
