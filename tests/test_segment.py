@@ -40,24 +40,38 @@ def call(folder: RunFolder, *more: str) -> None:
     segment.main(["--run", str(folder.path), *KEYS, *more])
 
 
-def test_masks_become_a_network_its_masks_of_val_and_a_score(masked_run):
-    call(masked_run)
-    model = load_segmenter(masked_run.segment.model)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, packed_masks) -> RunFolder:
+    folder = RunFolder(tmp_path_factory.mktemp("finished") / "run")
+    shutil.copytree(packed_masks.path, folder.path)
+    call(folder)
+    return folder
+
+
+@pytest.fixture
+def tested_run(tmp_path, finished) -> RunFolder:
+    """A run of this test's own that has been through the stage."""
+    shutil.copytree(finished.path, tmp_path / "tested")
+    return RunFolder(tmp_path / "tested")
+
+
+def test_masks_become_a_network_its_masks_of_val_and_a_score(finished):
+    model = load_segmenter(finished.segment.model)
     assert len(model.networks) == 2 and len(model.classes) == 20
-    lines = [json.loads(line) for line in masked_run.segment.metrics_file.read_text().splitlines()]
+    lines = [json.loads(line) for line in finished.segment.metrics_file.read_text().splitlines()]
     assert [line["phase"] for line in lines] == [1, 1, 2, 2, 2, 2]
     assert lines[-1].keys() >= {"ce1", "ce2", "cot1", "cot2", "total"}
-    assert masked_run.segment.attribution.is_file()
-    val = Index.open(masked_run.read_config().data.path, "val")
-    masks = MaskIndex(masked_run.segment.masks, val)
+    assert finished.segment.attribution.is_file()
+    val = Index.open(finished.read_config().data.path, "val")
+    masks = MaskIndex(finished.segment.masks, val)
     assert all(masks.has(row) for row in range(len(val)))
-    summary = masked_run.read_summary()
+    summary = finished.read_summary()
     assert all(0 <= summary[f"network_miou_{look}"] <= 100 for look in ("single", "multi", "final"))
-    files = [masked_run.segment.model, *masked_run.segment.masks.glob("*.tar"), *masked_run.segment.masks.glob("*.npz")]
+    files = [finished.segment.model, *finished.segment.masks.glob("*.tar"), *finished.segment.masks.glob("*.npz")]
     before = [file.stat().st_mtime_ns for file in files]
-    call(masked_run)
+    call(finished)
     assert [file.stat().st_mtime_ns for file in files] == before  # nothing is made twice
-    assert masked_run.read_summary()["network_miou_final"] == summary["network_miou_final"]
+    assert finished.read_summary()["network_miou_final"] == summary["network_miou_final"]
 
 
 @pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
@@ -123,13 +137,12 @@ def test_workers_agree_on_precision_and_on_where_weights_lie(masked_run):
     assert config.model.weights == Path("w/x.safetensors").absolute()
 
 
-def test_a_test_of_other_val_pictures_does_not_go_on(masked_run):
-    call(masked_run)
-    settings = json.loads((masked_run.masks / "settings.json").read_text())
+def test_a_test_of_other_val_pictures_does_not_go_on(tested_run):
+    settings = json.loads((tested_run.masks / "settings.json").read_text())
     settings["pictures"]["val"] = 2
-    (masked_run.masks / "settings.json").write_text(json.dumps(settings))
+    (tested_run.masks / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=r"^masks\.pictures\.val: 2, but the masks in .*segment/masks .* with None"):
-        call(masked_run)
+        call(tested_run)
 
 
 def test_the_score_of_a_network_that_is_gone_or_of_other_masks_is_forgotten(masked_run, monkeypatch):
@@ -148,12 +161,11 @@ def test_the_score_of_a_network_that_is_gone_or_of_other_masks_is_forgotten(mask
     assert "network_miou_final" not in masked_run.forget(evaluate.NETWORK)
 
 
-def test_a_damaged_network_is_not_tested(masked_run):
-    call(masked_run)
-    content = masked_run.segment.model.read_bytes()
-    masked_run.segment.model.write_bytes(content[:-4000] + bytes(64) + content[-3936:])
+def test_a_damaged_network_is_not_tested(tested_run):
+    content = tested_run.segment.model.read_bytes()
+    tested_run.segment.model.write_bytes(content[:-4000] + bytes(64) + content[-3936:])
     with pytest.raises(UserError, match=r"model\.safetensors: damaged, or another network than summary\.json"):
-        call(masked_run)
+        call(tested_run)
 
 
 def test_missing_masks_are_named(masked_run):
