@@ -128,7 +128,7 @@ def of_network(options: argparse.Namespace) -> NetworkPredictor:
     network, classes = network_of(options.model)
     usual = Segment()
     own = {"scales": () if options.quick else usual.scales, "crf": "none" if options.quick else usual.crf}
-    own["long_side"] = options.long_side or LARGEST
+    own |= {"long_side": options.long_side or LARGEST, "max_pixels": usual.max_pixels}
     settings = {"model": file_digest(options.model), **own, "scales": list(own["scales"]), "classes": list(classes)}
     workers = PROCESSES if options.processes is None else options.processes
     return NetworkPredictor(network, classes, processes=workers, settings=settings, **own)
@@ -138,6 +138,8 @@ def network_of(file: Path) -> tuple[LogitNetwork, list[str]]:
     """What looks at pictures, and its classes; an ONNX file on the CPU."""
     if file.suffix == ".onnx":
         return load_onnx(file)
+    if file.is_dir():
+        raise UserError(f"--model {file}: a folder; give a file: of a run, {RunFolder(file).segment.model}")
     if file.is_file():
         check_undamaged(file)
     model, device = load_segmenter(file), inference_device()
@@ -147,7 +149,8 @@ def network_of(file: Path) -> tuple[LogitNetwork, list[str]]:
 def predictor_of(
     folder: RunFolder, threshold: float | None, long_side: int | None, processes: int | None
 ) -> CamPredictor:
-    """None: the threshold that the run's held-out tags chose, a size near that of training, processes as for masks."""
+    """None: the threshold that the run's held-out tags chose, the size and processes of its masks; where they had no
+    size, one near that of training."""
     config = folder.read_config()
     model = trained_model(folder.model)
     network = inference_network(model.backbone, model.head, config)
@@ -160,7 +163,7 @@ def predictor_of(
         "resize": config.data.resize,
         "threshold": summary["tag_threshold"] if threshold is None else threshold,
         "max_pixels": kept.max_pixels,
-        "long_side": long_side or round(BEYOND_TRAINING * config.data.long_side[1]),
+        "long_side": long_side or kept.long_side or round(BEYOND_TRAINING * config.data.long_side[1]),
     }
     own = {key: value for key, value in settings.items() if key != "model"}
     settings["classes"] = list(model.classes)

@@ -115,6 +115,9 @@ class RunFolder:
         """The resolved config that the run was started with. UserError if this is no run."""
         if not self.config_file.is_file():
             raise UserError(f"--run {self.path}: no config.yaml there; give the folder that ktse train printed")
+        if self.learnt_masks_file.is_file():
+            its = f"give --run {self.path.parent}, or --model {self.model} to ktse predict"
+            raise UserError(f"--run {self.path}: a network of ktse segment; {its}")
         sections = {field.alias or name for name, field in Config.model_fields.items()}
         mend = "give the ktse train command of the run again, which writes it anew"
         try:

@@ -60,8 +60,8 @@ def main(arguments: list[str]) -> None:
     check_installed(config)
     check_compiler(config)
     check_kernels(config)
-    _, _, saved = prepare(job)
-    if not saved and config.model.weights == folder.model:
+    prepare(job)
+    if config.model.weights == folder.model and not job.folder.model.exists():
         check_trained(folder.model)
     make_folder(job.folder)
     with alone(job.folder.path, "ktse segment"):

@@ -21,6 +21,7 @@ from ktse_dist import masks, models, predict
 from ktse_dist.config.method import Network
 from ktse_dist.config_file import load_config
 from ktse_dist.data.decode import decode_mask
+from ktse_dist.data.foreign import Upright
 from ktse_dist.data.index import Index
 from ktse_dist.data.mask_shards import MaskIndex
 from ktse_dist.data.pack.writer import Sample, new_dataset, write_about, write_split
@@ -29,6 +30,7 @@ from ktse_dist.data.search import find_pictures
 from ktse_dist.errors import run_main
 from ktse_dist.models.weights import save_model
 from ktse_dist.reporting.prediction_log import PredictionLog
+from ktse_dist.reporting.predictions import Loaded, Wanted
 from ktse_dist.run_folder import RunFolder
 
 CLASSES = ["dog", "<script>../x", "bottle"]
@@ -250,6 +252,18 @@ def test_a_large_picture_is_worked_on_small_and_its_mask_is_whole(run, tmp_path)
     assert decode_mask((tmp_path / "out" / "masks" / "large.png").read_bytes()).shape == (1440, 1920)
     assert Image.open(tmp_path / "out" / "overlays" / "large.jpg").size[1] < 200
     assert scores["settings"]["long_side"] == 96
+
+
+def test_pictures_are_worked_on_at_the_size_of_the_run_s_masks_and_within_their_bound(run, monkeypatch):
+    kept = predict.kept_settings(run.masks).model_copy(update={"long_side": 900, "max_pixels": 250_000})
+    monkeypatch.setattr(predict, "kept_settings", lambda folder: kept)
+    predictor = predict.predictor_of(run, 0.0, None, processes=0)
+    assert predictor.long_side == 900 and predict.predictor_of(run, 0.0, 640, processes=0).long_side == 640
+    picture = Upright(np.kron(pixels(1), np.ones((9, 9, 1), np.uint8)), (1296, 1728))
+    (job,) = predictor.jobs([Loaded(Wanted("a", Path("a.jpg"), {}, None), picture)])
+    height, width = job.task.rgb.shape[:2]
+    assert 240_000 < height * width <= 250_000 and job.task.cams.shape == (3, height, width)
+    assert job.task.size == (1296, 1728)
 
 
 @pytest.fixture(scope="module")

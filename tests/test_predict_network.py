@@ -4,11 +4,13 @@ import contextlib
 import io
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from pycocotools.coco import COCO
 from torch import nn
@@ -45,7 +47,8 @@ def with_network(path: Path, classes: Sequence[str]) -> RunFolder:
     for branch in network.aspp.children():
         nn.init.normal_(branch.weight, std=0.5)  # answers that differ from pixel to pixel
     folder.write_config(load_config(None, []))
-    folder.segment.path.mkdir()
+    folder.segment.write_config(load_config(None, []))
+    folder.segment.learnt_masks_file.write_text("of some masks")
     state = nn.ModuleDict({"networks": nn.ModuleList([network])}).state_dict()
     save_segmenter(folder.segment.model, state, small, classes, {})
     return folder
@@ -80,6 +83,26 @@ def test_by_default_it_looks_at_several_scales_and_ends_in_a_crf(run, photo, tmp
     pytest.importorskip("pydensecrf")
     scores = ask(run.segment.model, tmp_path / "out", photo)
     assert scores["settings"]["crf"] == "plain" and scores["settings"]["scales"] == [0.75, 1.0, 1.25]
+
+
+@pytest.mark.parametrize("given", [(), ("--quick",)])
+def test_a_huge_picture_is_worked_on_within_a_bound_and_its_mask_is_whole(run, tmp_path, monkeypatch, given):
+    pytest.importorskip("pydensecrf")
+    monkeypatch.setattr(predict, "Segment", partial(predict.Segment, max_pixels=250_000))
+    monkeypatch.setattr(SegmentationNetwork, "logits", spied(seen := [], SegmentationNetwork.logits))
+    Image.new("RGB", (900, 600), (90, 130, 60)).save(tmp_path / "huge.png")
+    scores = ask(run.segment.model, tmp_path / "out", tmp_path / "huge.png", "--long-side", "8192", *given)
+    assert max(seen) <= 1.01 * 250_000 * (1 if given else 1.25**2)  # a scale's sides are rounded
+    (record,) = scores["pictures"].values()
+    assert decode_mask((tmp_path / "out" / record["mask"]).read_bytes()).shape == (600, 900)
+
+
+def spied(seen: list[int], logits):
+    def call(network, images):
+        seen.append(images.shape[2] * images.shape[3])
+        return logits(network, images)
+
+    return call
 
 
 def test_a_voc_list_gives_the_folder_that_the_server_takes(voc_run, tmp_path, capsys):
@@ -136,10 +159,17 @@ def test_an_exported_network_predicts_the_same_pixels(run, photo, tmp_path, caps
         (["--run", "RUN", "--quick"], "--quick: only with --model"),
         (["--model", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
         (["--model", "nowhere.onnx"], "nowhere.onnx: no such file"),
+        (["--model", "FOLDER"], r"a folder; give a file: of a run, .*/segment/model\.safetensors"),
+        (["--run", "STAGE"], "a network of ktse segment; give --run .* or --model .*/segment/model"),
     ],
 )
 def test_options_that_do_not_go_together_are_one_line(run, photo, tmp_path, arguments, said):
-    real = {"NETWORK": str(run.segment.model), "RUN": str(run.path)}
+    real = {
+        "NETWORK": str(run.segment.model),
+        "RUN": str(run.path),
+        "FOLDER": str(run.path),
+        "STAGE": str(run.segment.path),
+    }
     with pytest.raises(UserError, match=said):
         predict.main([str(photo), *(real.get(word, word) for word in arguments), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
@@ -194,6 +224,13 @@ def test_predictions_are_exported_to_the_same_pixels_with_upright_pictures_besid
             assert copied.size == (picture["width"], picture["height"]) == mask.shape[::-1]
             assert 0x0112 not in copied.getexif()
     assert len(coco.imgs) == 2
+
+
+def test_predictions_are_both_splits_of_a_data_set_in_yolo_s_format(run, photo, tmp_path):
+    ask(run.segment.model, tmp_path / "predictions", photo, "--quick")
+    export.main(["--predictions", str(tmp_path / "predictions"), "--format", "yolo", "--out", str(tmp_path / "out")])
+    about = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())
+    assert about["train"] == about["val"] == about["predicted"] == "images/predicted"
 
 
 @pytest.mark.parametrize(

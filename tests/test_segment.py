@@ -168,6 +168,15 @@ def test_a_damaged_network_is_not_tested(tested_run):
         call(tested_run)
 
 
+def test_the_run_s_own_network_is_asked_for_while_there_is_training_to_do(tested_run):
+    of_the_run = ["--run", str(tested_run.path), *KEYS[:-1]]
+    tested_run.model.unlink(missing_ok=True)
+    segment.main(of_the_run)  # all is there
+    tested_run.segment.model.unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors: not there; .*the same ktse train command"):
+        segment.main(of_the_run)
+
+
 def test_missing_masks_are_named(masked_run):
     (masked_run.masks / "settings.json").write_text(json.dumps({"pictures": {"train": 10}}))
     with pytest.raises(UserError, match="no mask of"):

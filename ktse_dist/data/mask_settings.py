@@ -86,8 +86,9 @@ def holds_any(folder: Path) -> bool:
 
 
 def masks_command(folder: Path) -> str:
-    """What makes the masks that are missing in a run's folder, with the keys that the others there were made with."""
-    run = folder.parent.parent if folder.parent.name == "baseline" else folder.parent
+    """What makes the masks, or IRN's labels, that are missing in a run's folder, with the keys of the others there."""
+    folder = folder.parents[1] if folder.parent.name == "irn" else folder
+    run = folder.parents[1] if folder.parent.name == "baseline" else folder.parent
     command, config = ["ktse", "masks", "--run", str(run)], run / "config.yaml"
     if (folder / "settings.json").is_file() and config.is_file():
         own = load_config(config).masks.model_dump(mode="json")

@@ -122,7 +122,7 @@ class MaskIndex:
         if not path.exists():
             missing = f"has no masks of split '{index.split}' ({path.name} is missing)"
             raise UserError(f"{directory} {missing}; make them: {masks_command(directory)}")
-        mend = "delete it and give the ktse masks or ktse segment command again"
+        mend = "delete it and give the ktse masks command of its run again"
         about = read_json(path, mend, needs=("format", "pictures"))
         if (about["format"], about["pictures"]) != (FORMAT, index.sha256):
             other = f"made for other pictures than those of {index.path}"
@@ -144,9 +144,10 @@ class MaskIndex:
                 file.seek(int(record["offset"]))
                 content = file.read(int(record["size"]))
         except FileNotFoundError:
-            raise UserError(f"{path}: not there; give the ktse masks or ktse segment command again") from None
+            raise UserError(f"{path}: not there; make it again: {masks_command(self._directory)}") from None
         if zlib.crc32(content) != record["crc32"]:
-            raise UserError(f"{path}: {member} of '{self._index.key(row)}' is damaged: delete the shard, make it again")
+            anew = f"delete the shard and make it again: {masks_command(self._directory)}"
+            raise UserError(f"{path}: {member} of '{self._index.key(row)}' is damaged; {anew}")
         return content
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from ktse_dist.data.decode import decode_mask
+from ktse_dist.data.index import SPLITS
 from ktse_dist.data.palette import IGNORE
 from ktse_dist.inference.polygons import polygons
 
@@ -103,7 +104,8 @@ def annotation(number: int, picture: int, chosen: int, region: np.ndarray) -> di
 
 
 def write_yolo(folder: Path, names: Names, pictures: Iterable[Labelled]) -> None:
-    """labels/SPLIT/KEY.txt, a polygon without holes a line: class, then x and y over width and height; data.yaml."""
+    """labels/SPLIT/KEY.txt, a polygon without holes a line: class, then x and y over width and height; data.yaml, where
+    a split that is not there stands for the other one, since readers of YOLO's format want both."""
     about: dict[str, Any] = {"names": list(names.classes)}
     for picture in pictures:
         about[picture.split] = f"images/{picture.split}"
@@ -114,6 +116,8 @@ def write_yolo(folder: Path, names: Names, pictures: Iterable[Labelled]) -> None
                     # a quarter of a pixel further, so that readers that cut and readers that round find the same
                     points = ((outline + 0.25) / (width, height)).reshape(-1)
                     file.write(f"{chosen} {' '.join(f'{value:.6f}' for value in points)}\n")
+    places = [place for key, place in about.items() if key != "names"]
+    about |= {split: about.get(split, place) for place in places[:1] for split in SPLITS}
     with new_file(folder / "data.yaml") as file:
         file.writelines(f"{key}: {json.dumps(value)}\n" for key, value in about.items())  # JSON is YAML, too
 

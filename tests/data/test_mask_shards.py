@@ -162,7 +162,7 @@ def test_an_index_that_is_not_one_is_refused_by_name(masks, index, content):
 def test_a_shard_that_is_gone_is_named(masks, index):
     found = MaskIndex(masks, index)
     (masks / "train-00001.tar").unlink()
-    with pytest.raises(UserError, match=r"train-00001\.tar: not there; give the ktse masks"):
+    with pytest.raises(UserError, match=r"train-00001\.tar: not there; make it again: ktse masks --run"):
         found.read(4, "mask")
 
 
