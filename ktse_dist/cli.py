@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from difflib import get_close_matches
 from typing import NamedTuple
 
 from ktse_dist.errors import UserError, run_main
@@ -35,7 +36,9 @@ def dispatch(arguments: list[str]) -> None:
         return
     verb, *rest = arguments
     if verb not in VERBS:
-        raise UserError(f"'{verb}' is no verb; allowed are {', '.join(VERBS)}")
+        close = get_close_matches(verb, VERBS, n=1)
+        mend = f"did you mean '{close[0]}'?" if close else f"it comes first, and allowed are {', '.join(VERBS)}"
+        raise UserError(f"'{verb}' is no verb; {mend}")
     importlib.import_module(VERBS[verb].module).main(rest)
 
 

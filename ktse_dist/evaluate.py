@@ -8,11 +8,10 @@ from typing import Any
 from ktse_dist.errors import Parser, run_main
 from ktse_dist.evaluation.network import network_line
 from ktse_dist.evaluation.score import score
-from ktse_dist.mask_work import splits
+from ktse_dist.mask_work import other_masks, splits
 from ktse_dist.provenance import git_revision, versions
 from ktse_dist.reporting.model_card import write_card
 from ktse_dist.run_folder import RunFolder
-from ktse_dist.training.checkpoint import file_digest
 from ktse_dist.training.mirror import send
 
 NETWORK = "network_"  # how the fields of ktse segment in summary.json begin
@@ -22,7 +21,11 @@ def main(arguments: list[str]) -> None:
     parser = Parser(prog="ktse evaluate", description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="the folder that ktse train printed")
     folder = RunFolder(parser.parse_args(arguments).run.absolute())
-    print(lines(evaluate(folder)), f"summary: {folder.summary_file}\nnext: ktse report --run {folder.path}", sep="\n")
+    print(
+        lines(evaluate(folder), folder),
+        f"summary: {folder.summary_file}\nnext: ktse report --run {folder.path}",
+        sep="\n",
+    )
 
 
 def evaluate(folder: RunFolder) -> dict[str, Any]:
@@ -50,9 +53,7 @@ def evaluated(folder: RunFolder) -> dict[str, Any]:
 
 def network_is_of_these_masks(folder: RunFolder) -> bool:
     """Whether the segmentation network is there, and learnt from the masks as they are."""
-    if not folder.segment.model.is_file():
-        return False
-    return folder.segment.learnt_masks in (None, file_digest(folder.masks / "train.masks.json"))
+    return folder.segment.model.is_file() and other_masks(folder) is None
 
 
 def mask_digest(folder: RunFolder) -> str:
@@ -61,8 +62,15 @@ def mask_digest(folder: RunFolder) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def lines(summary: dict[str, Any]) -> str:
-    """The score for people."""
+def lines(summary: dict[str, Any], folder: RunFolder) -> str:
+    """The score for people, and why that of the segmentation network is missing."""
+    rows = [score_lines(summary)]
+    if folder.segment.model.is_file() and (others := other_masks(folder)):
+        rows.append(f"network         not scored: {others}")
+    return "\n".join(rows)
+
+
+def score_lines(summary: dict[str, Any]) -> str:
     pictures = summary["pictures"]
     if summary["seed_miou"] is None:
         used = summary["background"]

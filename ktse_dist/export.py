@@ -24,7 +24,7 @@ from ktse_dist.data.palette import voc_palette
 from ktse_dist.data.reader import Reader
 from ktse_dist.errors import Parser, UserError, run_main
 from ktse_dist.inference.exports import FORMATS, Labelled, Names, new_bytes
-from ktse_dist.mask_work import check_undamaged, splits
+from ktse_dist.mask_work import check_undamaged, other_masks, splits
 from ktse_dist.models.onnx_file import save_onnx
 from ktse_dist.models.segmenter import load_segmenter
 from ktse_dist.reporting.prediction import mask_file
@@ -84,6 +84,8 @@ def export_network(options: argparse.Namespace) -> None:
     check_undamaged(folder.segment.model)
     save_onnx(options.out, load_segmenter(folder.segment.model))
     print(f"exported: the network of {folder.segment.path} to {options.out}")
+    if others := other_masks(folder):
+        log.warning("%s", others)
 
 
 def of_run(options: argparse.Namespace) -> Source:

@@ -196,6 +196,17 @@ def check_trained(path: Path) -> None:
     check_undamaged(path)
 
 
+def other_masks(folder: RunFolder) -> str | None:
+    """The sentence for a run whose segmentation network began with other masks than those that are there."""
+    index, own = folder.masks / "train.masks.json", folder.segment
+    if not index.is_file() or own.learnt_masks in (None, file_digest(index)):
+        return None
+    return (
+        f"{folder.masks}: other masks than those that the network in {own.path} learns from; delete {own.path} and "
+        "give ktse segment to train anew"
+    )
+
+
 def check_undamaged(path: Path) -> None:
     """UserError for the network of a run's folder that its summary.json does not know; of a copy nothing is known."""
     folder = RunFolder(path.absolute().parent)

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
     start = time.perf_counter()
     write_text(folder.report, render(about))
     summary = folder.update_summary(seconds={"report": round(time.perf_counter() - start, 1)})
-    print(lines(summary), f"report: {folder.report}", sep="\n")
+    print(lines(summary, folder), f"report: {folder.report}", sep="\n")
 
 
 def material(folder: RunFolder) -> Material:

@@ -24,7 +24,7 @@ from ktse_dist.files import remove_partials, write_text
 from ktse_dist.inference.answers import Answers
 from ktse_dist.inference.generate import parts
 from ktse_dist.inference.segmentation import SegmentationNetwork
-from ktse_dist.mask_work import check_trained, check_undamaged, inference_device, splits
+from ktse_dist.mask_work import check_trained, check_undamaged, inference_device, other_masks, splits
 from ktse_dist.models.segmenter import load_segmenter
 from ktse_dist.presets import SEGMENT, SEGMENT_SMALL
 from ktse_dist.run_folder import RunFolder
@@ -125,13 +125,9 @@ def job_of(folder: RunFolder, config: Config) -> Job:
 
 def keep_masks(folder: RunFolder) -> None:
     """Note which masks a network is learnt from; UserError where it began with others."""
-    now = file_digest(folder.masks / "train.masks.json")
-    if folder.segment.learnt_masks not in (None, now):
-        raise UserError(
-            f"{folder.masks}: other masks than those that the network in {folder.segment.path} began with; delete "
-            f"{folder.segment.path} to train anew"
-        )
-    write_text(folder.segment.learnt_masks_file, f"{now}\n")
+    if others := other_masks(folder):
+        raise UserError(others)
+    write_text(folder.segment.learnt_masks_file, f"{file_digest(folder.masks / 'train.masks.json')}\n")
 
 
 def test(folder: RunFolder, config: Config) -> dict[str, Any]:

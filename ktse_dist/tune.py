@@ -97,7 +97,8 @@ def finish(folder: RunFolder, config: Config, search: Search, rungs: list[int], 
 
     best = trials[0]
     if len(best.scores) < len(rungs):
-        raise UserError(f"no trial came to its end; {best.label}: {best.failed}; the same command tries again")
+        mend = "the same command tries again what broke off; what diverged needs other values and a new run.name"
+        raise UserError(f"no trial came to its end; {best.label}: {best.failed}; {mend}")
     chosen = f"# {best.label}: {best.scores[-1]:.2f}, the best of {len(trials)}\n{to_yaml(best_config(config, best))}"
     page = search_page.render(config, search, rungs, trials, chosen)
     write_text(folder.path / "best.yaml", chosen)

@@ -42,6 +42,14 @@ def test_a_line_that_cannot_be_parsed_is_one_line_that_points_to_the_help(line):
         dispatch(line)
 
 
+@pytest.mark.parametrize(
+    ("verb", "mend"), [("evalute", "did you mean 'evaluate'"), ("--run", "it comes first, and allowed are ")]
+)
+def test_a_verb_that_is_none_is_one_line_with_its_mend(verb, mend):
+    with pytest.raises(UserError, match=rf"^'{verb}' is no verb; .*{mend}"):
+        dispatch([verb])
+
+
 def test_options_may_stand_between_keys(tmp_path):
     with pytest.raises(UserError, match=r"no config\.yaml there"):
         dispatch(["masks", "--run", str(tmp_path), "masks.strength=0.2", "--refine", "none", "masks.workers=0"])

@@ -155,7 +155,10 @@ def test_the_score_of_a_network_that_is_gone_or_of_other_masks_is_forgotten(mask
     assert evaluate.evaluated(masked_run)["network_miou_final"] == 2.0
     masked_run.segment.learnt_masks_file.write_text("of other masks")
     assert evaluate.evaluated(masked_run) == "scored anew"
+    monkeypatch.setattr(evaluate, "score_lines", lambda summary: "the score")
+    assert "not scored: " in evaluate.lines({}, masked_run) and "give ktse segment" in evaluate.lines({}, masked_run)
     masked_run.segment.learnt_masks_file.unlink()
+    assert evaluate.lines({}, masked_run) == "the score"
     masked_run.segment.model.unlink()
     assert evaluate.evaluated(masked_run) == "scored anew"
     assert "network_miou_final" not in masked_run.forget(evaluate.NETWORK)
@@ -236,4 +239,7 @@ def test_a_moved_run_goes_on_though_its_start_weights_have_another_path():
     then["segment"]["trusted"] = 0.123
     anew = "delete runs/a/segment"
     with pytest.raises(UserError, match=rf"segment\.trusted: .*set it back to go on, or {anew} to train anew"):
+        check_same_run(saved, config, Path("runs/a/segment/checkpoints/step-1"), segment.FREE, anew)
+    then["segment"]["networks"] = 7
+    with pytest.raises(UserError, match=r"^segment\.networks: .*; set it and segment\.trusted back to go on"):
         check_same_run(saved, config, Path("runs/a/segment/checkpoints/step-1"), segment.FREE, anew)

@@ -69,7 +69,7 @@ class OnnxNetwork(NamedTuple):
 def save_onnx(path: Path, segmenter: Segmenter) -> None:
     """Write the mean answer of the networks, with all numbers inside the file; atomic. UserError without onnx."""
     onnx, _ = installed("onnx"), installed("onnxscript")
-    any_size = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    any_size = dict(zip((0, 2, 3), map(torch.export.Dim, ("batch", "height", "width")), strict=True))
     with atomic(path) as file, quiet():  # opened first: a place that cannot be written to is told at once
         program = torch.onnx.export(
             Answering(segmenter.networks).eval(), (torch.zeros(EXAMPLE),), dynamo=True, verbose=False,

@@ -135,10 +135,11 @@ def check_same_run(
     then, now = (flatten(c) for c in (saved.state["config"], config.model_dump(mode="json", by_alias=True)))
     changed = [key for key in sorted(then | now) if then.get(key) != now.get(key) and not is_free(key, FREE | free)]
     if changed:
-        key = changed[0]
+        key, *more = changed
+        those = f"it and {', '.join(more)}" if more else "it"
         raise UserError(
             f"{key}: {now.get(key)!r}, but {position} was trained with {then.get(key)!r}; "
-            f"set it back to go on, or {fresh} to train anew"
+            f"set {those} back to go on, or {fresh} to train anew"
         )
 
 

@@ -71,7 +71,10 @@ def test_so_it_does_for_the_networks_of_stage_2(tmp_path, backbone, stride, coun
 def test_the_file_is_valid_alone_and_says_what_it_is(file):
     assert [one.name for one in file.parent.iterdir()] == [file.name]
     onnx.checker.check_model(str(file), full_check=True)
-    about = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+    model = onnx.load(file)
+    sizes = model.graph.input[0].type.tensor_type.shape.dim
+    assert [size.dim_param or size.dim_value for size in sizes] == ["batch", 3, "height", "width"]
+    about = {entry.key: entry.value for entry in model.metadata_props}
     assert about["input"] == "RGB, 0 to 255, [B,3,H,W]" and "background" in about["output"]
 
 
