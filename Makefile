@@ -12,7 +12,7 @@ export PIP_EXTRA_INDEX_URL := https://download.pytorch.org/whl/cpu
 endif
 endif
 
-.PHONY: install demo demo-full test test-slow test-gpu test-all lint clean
+.PHONY: install demo demo-full test test-kernels test-others test-slow test-gpu test-all lint clean
 
 install: $(VENV)/.installed
 
@@ -40,10 +40,18 @@ $(FULL)/config.yaml: | demo
 	cd $(RUN) && cp model.safetensors ATTRIBUTION.md metrics.jsonl summary.json $(abspath $(FULL))
 	cp $(RUN)/config.yaml $@
 
-# Kernels run in Triton's interpreter, line by line: without coverage's tracer, which doubles their time.
+# Beside each other: kernels in Triton's interpreter (line by line, and without coverage's tracer, which doubles their
+# time) and as machine code keep one core busy, the others mostly wait for processes.
+KERNEL_TESTS := tests/kernels/test_kernel_resources.py $(wildcard tests/kernels/triton/test_*_kernel.py)
+
 test: install lint
-	$(BIN)/python -m pytest -m "not slow" --ignore-glob='*_kernel.py' --durations=15 --cov --cov-report=term:skip-covered --cov-fail-under=90
-	$(BIN)/python -m pytest -m "not slow" tests/kernels/triton/test_*_kernel.py
+	$(MAKE) --jobs=2 test-kernels test-others
+
+test-kernels: install
+	$(BIN)/python -m pytest -m "not slow" $(KERNEL_TESTS)
+
+test-others: install
+	$(BIN)/python -m pytest -m "not slow" $(KERNEL_TESTS:%=--ignore=%) --durations=15 --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -4,6 +4,7 @@ How many there are is known on the host only for CPU tensors. On a GPU asking wo
 class and pixel is taken and the 0s of the labels or weights do the masking.
 """
 
+import torch
 from torch import Tensor
 
 
@@ -17,9 +18,14 @@ def most_tags(labels: Tensor) -> int:
     return labels.shape[1] if labels.is_cuda else max(1, int(labels.count_nonzero(dim=1).amax()))
 
 
-def weighted_pixels(weights: Tensor) -> tuple:
-    """Index for [B,H,W,...] that selects the pixels whose weight [B,H,W] is not 0; on a GPU all of them."""
-    return (slice(None),) * 3 if weights.is_cuda else weights.nonzero(as_tuple=True)
+def weighted_pixels(weights: Tensor) -> tuple[Tensor, ...]:
+    """Numbers (b, y, x) that select from [B,H,W,...] the pixels whose weight [B,H,W] is not 0; on a GPU all pixels."""
+    return all_pixels(weights) if weights.is_cuda else weights.nonzero(as_tuple=True)
+
+
+def all_pixels(weights: Tensor) -> tuple[Tensor, ...]:
+    """Numbers (b, y, x) that select every pixel from [B,H,W,...]."""
+    return torch.meshgrid(*(torch.arange(length, device=weights.device) for length in weights.shape), indexing="ij")
 
 
 def filled_masks(masks: Tensor) -> Tensor | None:

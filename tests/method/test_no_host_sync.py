@@ -13,6 +13,7 @@ from kernels.ops.affinity import eager as affinity_eager
 from kernels.ops.affinity import function as affinity
 from kernels.ops.erasing import eager as erasing_eager
 from kernels.ops.erasing import function as erasing
+from kernels.ops.present import all_pixels
 from kernels.ops.pyramid import function as pyramid
 from kernels.ops.segmentation import eager as segmentation_eager
 from kernels.ops.segmentation import function as segmentation
@@ -48,7 +49,7 @@ def eager_as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(affinity_eager, "filled_masks", lambda masks: None)
     monkeypatch.setattr(erasing_eager, "most_tags", lambda labels: labels.shape[1])
     monkeypatch.setattr(transfer_eager, "present_pairs", lambda labels: None)
-    monkeypatch.setattr(segmentation_eager, "weighted_pixels", lambda weights: (slice(None),) * 3)
+    monkeypatch.setattr(segmentation_eager, "weighted_pixels", all_pixels)
 
 
 @pytest.fixture

@@ -83,8 +83,8 @@ def _images(logits: Tensor, pixels: _Pixels, weights: tuple, with_inter: bool, w
     if not with_grad:
         return terms, None
     if rivals is not None:
-        chosen, slope = rivals
-        grad[:, 1:].movedim(1, -1)[chosen] += weights[1] * slope
+        where, slope = rivals
+        grad[where] += weights[1] * slope
     across, down = (_upsampling(*lengths, grad.device) for lengths in zip(logits.shape[:1:-1], size[::-1], strict=True))
     return terms, (down.mT @ (grad @ across) * (logits > 0)).to(logits.dtype)
 
@@ -105,14 +105,13 @@ def _softmax_nll(scores: Tensor, pixels: _Pixels, fg_weight: float) -> tuple[tup
 def _runner_up(scores: Tensor, confident: Tensor) -> tuple[Tensor, tuple[tuple, Tensor]]:
     """The mean gap between second best and best class, and its gradient: only the second best gets one.
 
-    The gradient is (index of pixels, values [...,C]).
+    The gradient is (index of one score of each pixel, values).
     """
-    chosen = weighted_pixels(confident)
-    classes, share = scores[:, 1:].movedim(1, -1)[chosen], confident[chosen][..., None]
-    best = classes.amax(dim=-1, keepdim=True)
-    second, where = classes.masked_fill(classes == best, 0).max(dim=-1, keepdim=True)
-    slope = torch.zeros_like(classes).scatter_(-1, where, share * (second > 0))
-    return ((second - best) * share).sum(), (chosen, slope)
+    images, *place = weighted_pixels(confident)
+    classes, share = scores[:, 1:].movedim(1, -1)[images, *place], confident[images, *place]
+    best = classes.amax(dim=-1)
+    second, number = classes.masked_fill(classes == best[..., None], 0).max(dim=-1)
+    return ((second - best) * share).sum(), ((images, 1 + number, *place), share * (second > 0))
 
 
 @lru_cache(maxsize=64)

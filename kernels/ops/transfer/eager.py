@@ -1,63 +1,32 @@
-"""Transfer and alignment of the tagged maps alone, each operation in place of the one before.
+"""Transfer and alignment of the tagged maps alone: few of all maps are tagged, and only they are read.
 
-Both losses are a mean of hinges over all (image, class) pairs, absent classes counting as 0. The maps are small, so
-that starting operations and filling gradients with zeros is most of their price: the gradients are written by hand.
+Both losses are a mean of hinges over all (image, class) pairs, absent classes counting as 0.
 """
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels.ops.present import present_pairs
 
 
 def transfer_loss(cam_a: Tensor, cam_b: Tensor, cam_mix: Tensor, labels: Tensor, margin: float = 0.05) -> Tensor:
     """Fast version of `kernels.transfer_loss`."""
-    return _Hinge.apply(cam_a, cam_b, cam_mix, None, labels, margin)
+    pairs = present_pairs(labels)
+    upper, lower, mixed = (_maps(cam, pairs) for cam in (cam_a, cam_b, cam_mix))
+    return _mean_hinge(torch.cat([upper, lower], dim=1) - mixed, labels, pairs, margin)
 
 
 def align_loss(cam: Tensor, cam_erased: Tensor, keep: Tensor, labels: Tensor, margin: float = 0.05) -> Tensor:
     """Fast version of `kernels.align_loss`."""
-    return _Hinge.apply(cam_erased, None, cam, keep, labels, margin)
-
-
-class _Hinge(torch.autograd.Function):
-    """Mean of relu((x - other) * keep - margin) * labels, where x is `upper`, or `upper` above `lower`."""
-
-    @staticmethod
-    def forward(ctx, upper, lower, other, keep, labels, margin):
-        pairs = present_pairs(labels)
-        maps = _maps(upper, pairs) if lower is None else torch.cat([_maps(upper, pairs), _maps(lower, pairs)], dim=1)
-        excess = torch.sub(maps.float(), _maps(other, pairs).float())
-        if keep is not None:
-            keep = _of_maps(keep, other.shape[1], pairs)
-            excess.mul_(keep)
-        excess.sub_(margin).relu_()
-        if pairs is None:
-            excess.mul_(labels.flatten()[:, None, None])
-        ctx.save_for_backward(excess, keep, pairs)
-        ctx.kinds = [None if cam is None else cam.dtype for cam in (upper, lower, other)]
-        ctx.tall, ctx.shape = upper.shape[2], other.shape
-        return excess.sum() / other.numel()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_loss):
-        excess, keep, pairs = ctx.saved_tensors
-        rise = excess.sign().mul_(grad_loss / ctx.shape.numel())
-        if keep is not None:
-            rise.mul_(keep)
-        rise = _spread(rise, ctx.shape, pairs)
-        halves = rise[:, :, : ctx.tall], rise[:, :, ctx.tall :]
-        parts = zip((*halves, rise), ctx.kinds, ctx.needs_input_grad, strict=False)
-        upper, lower, other = (part.to(kind) if needed else None for part, kind, needed in parts)
-        return upper, lower, None if other is None else -other, None, None, None
+    pairs = present_pairs(labels)
+    rise = _maps(cam_erased, pairs) - _maps(cam, pairs)
+    return _mean_hinge(rise * _of_maps(keep, cam.shape[1], pairs), labels, pairs, margin)
 
 
 def _maps(cam: Tensor, pairs: Tensor | None) -> Tensor:
-    """The chosen maps [n,h,w] of cam [B,C,h,w]; None: all B*C."""
+    """The chosen maps [n,h,w] of cam [B,C,h,w] in fp32; None: all B*C."""
     maps = cam.flatten(0, 1)
-    return maps if pairs is None else maps.index_select(0, pairs)
+    return (maps if pairs is None else maps.index_select(0, pairs)).float()
 
 
 def _of_maps(keep: Tensor, classes: int, pairs: Tensor | None) -> Tensor:
@@ -67,10 +36,10 @@ def _of_maps(keep: Tensor, classes: int, pairs: Tensor | None) -> Tensor:
     return keep[:, 0].index_select(0, pairs // classes)
 
 
-def _spread(maps: Tensor, shape: torch.Size, pairs: Tensor | None) -> Tensor:
-    """The chosen maps in their places of [B,C,h,w], 0 elsewhere."""
+def _mean_hinge(gaps: Tensor, labels: Tensor, pairs: Tensor | None, margin: float) -> Tensor:
+    """Mean of relu(gap - margin) over the maps of all labels [B,C], of which gaps [n,h,w] are the chosen ones."""
+    excess = (gaps - margin).relu_()
     if pairs is None:
-        return maps.view(shape)
-    spread = torch.zeros(shape, device=maps.device)
-    spread.flatten(0, 1).index_copy_(0, pairs, maps)
-    return spread
+        excess = excess * labels.flatten()[:, None, None]
+    height, width = gaps.shape[1:]
+    return excess.sum() / (labels.numel() * height * width)
