@@ -53,6 +53,9 @@ SETTABLE = (
     "ray.max_failures",
     "train.hang_seconds",
     "data.max_bad_fraction",
+    "data.cache.folder",
+    "data.cache.gigabytes",
+    "data.cache.deadline",
 )
 
 

@@ -37,7 +37,8 @@ from ktse_dist.training.setup import start_logging
 
 SMALL = "efficientnet_lite0"
 SECTIONS = ("segment", "train", "optimiser", "model", "engine", "ray", "kernels")
-KEYS = ("data.crop", "data.workers", "data.max_bad_fraction", "masks.processes")
+CACHE = ("data.cache.folder", "data.cache.gigabytes", "data.cache.deadline")
+KEYS = ("data.crop", "data.workers", "data.max_bad_fraction", *CACHE, "masks.processes")
 # What the training does not look at, or only the test: these may change when it goes on.
 # model.weights: only the first step looks at them, and by default their path is that of the run, which may be moved
 FREE = frozenset(

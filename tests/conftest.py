@@ -8,7 +8,7 @@ if os.environ.get("KTSE_GPU_TESTS") != "1":  # tests/gpu, which `make test-gpu` 
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,42 @@ def golden() -> Callable[[str], dict[str, np.ndarray]]:
             return dict(arrays)
 
     return load
+
+
+class S3:
+    """An S3 server on loopback that may go away and come back at the same port; what it holds is this process's."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        self._server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
+        self._server.start()
+        self.port = self._server.get_host_and_port()[1]
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    @property
+    def client(self):
+        import boto3
+
+        return boto3.client("s3")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """The session's server, which processes find by their environment."""
+    server = S3()
+    known = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in (known | {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}).items():
+            environment.setenv(name, value)
+        yield server
+    server.stop()
 
 
 def write_picture(file: Path, number: int, height: int = 48, width: int = 60) -> None:

@@ -137,6 +137,10 @@ def test_workers_agree_on_precision_and_on_where_weights_lie(masked_run):
     assert config.model.weights == Path("w/x.safetensors").absolute()
 
 
+def test_a_full_cache_may_be_enlarged(masked_run):
+    assert segment.stage2(masked_run, ["data.cache.gigabytes=3"]).data.cache.gigabytes == 3
+
+
 def test_a_test_of_other_val_pictures_does_not_go_on(tested_run):
     settings = json.loads((tested_run.masks / "settings.json").read_text())
     settings["pictures"]["val"] = 2

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 
 from ktse_dist.config.data import Data
@@ -52,24 +51,12 @@ def small_shards(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bucket(small_shards) -> Iterator[str]:
-    """The address of that data set on an S3 server of this test session."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        environment.setenv("AWS_ACCESS_KEY_ID", "test")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="pictures")
-        for file in small_shards.iterdir():
-            client.upload_file(str(file), "pictures", f"packed/set/{file.name}")
-        yield "s3://pictures/packed/set"
-    server.stop()
+def bucket(small_shards, s3) -> str:
+    """The address of that data set on the S3 server of this test session."""
+    s3.client.create_bucket(Bucket="pictures")
+    for file in small_shards.iterdir():
+        s3.client.upload_file(str(file), "pictures", f"packed/set/{file.name}")
+    return "s3://pictures/packed/set"
 
 
 @pytest.fixture

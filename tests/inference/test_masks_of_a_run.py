@@ -233,6 +233,11 @@ def test_keys_that_would_change_other_things_are_refused(run):
         masks.with_mask_keys(load_config(run / "config.yaml"), ["ray.workers=3"])
 
 
+def test_a_full_cache_may_be_enlarged_for_the_masks(run):
+    config = masks.with_mask_keys(load_config(run / "config.yaml"), ["data.cache.gigabytes=3"])
+    assert config.data.cache.gigabytes == 3
+
+
 def test_unreadable_pictures_alone_are_a_shard_without_scores(tmp_path):
     scores = generate.SeedScores(generate.ThresholdSweep(3, generate.THRESHOLDS))
     scores.add(generate.Unreadable(0, "torn", (1, 1)))

@@ -140,7 +140,7 @@ def test_a_class_named_like_a_formula_is_no_formula():
 
 
 def test_the_score_says_what_it_is_of(run):
-    text, digest = evaluate.lines(run.read_summary()), run.read_summary()["index_sha256"]["val"]
+    text, digest = evaluate.lines(run.read_summary(), run), run.read_summary()["index_sha256"]["val"]
     assert text.startswith("scored          4 of 4 train pictures have ground truth")
     assert f"val pictures have ground truth (list {digest[:12]})" in text
 

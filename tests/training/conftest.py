@@ -5,30 +5,17 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 
 
 class Bucket:
-    """`url`: a folder of this test's own in it."""
+    """`url`: a folder of this test's own on the server."""
 
-    def __init__(self) -> None:
-        self.port = 0
-        self.start()
-
-    def start(self) -> None:
-        from moto.server import ThreadedMotoServer
-
-        self._server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)  # its content is this process's
-        self._server.start()
-        self.port = self._server.get_host_and_port()[1]
-
-    def stop(self) -> None:
-        self._server.stop()
-
-    @property
-    def client(self):
-        return boto3.client("s3")
+    def __init__(self, s3) -> None:
+        self.start, self.stop, self.client = s3.start, s3.stop, s3.client
+        self.folder = uuid.uuid4().hex
+        self.url = f"s3://runs/{self.folder}"
+        self.client.create_bucket(Bucket="runs")
 
     @property
     def names(self) -> list[str]:
@@ -36,28 +23,10 @@ class Bucket:
         found = self.client.list_objects_v2(Bucket="runs", Prefix=f"{self.folder}/").get("Contents", [])
         return sorted(file["Key"].removeprefix(f"{self.folder}/") for file in found)
 
-    def new_folder(self) -> None:
-        self.folder = uuid.uuid4().hex
-        self.url = f"s3://runs/{self.folder}"
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[Bucket]:
-    bucket = Bucket()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{bucket.port}")
-        environment.setenv("AWS_ACCESS_KEY_ID", "test")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        bucket.client.create_bucket(Bucket="runs")
-        yield bucket
-    bucket.stop()
-
 
 @pytest.fixture
-def bucket(server) -> Bucket:
-    server.new_folder()
-    return server
+def bucket(s3) -> Bucket:
+    return Bucket(s3)
 
 
 @pytest.fixture

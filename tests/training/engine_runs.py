@@ -1,7 +1,6 @@
 """What test_engine.py measures: small siamese trainings in 1, 2 or 4 processes. `python engine_runs.py WORLD OUT`."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import joined, start
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -127,7 +126,7 @@ def go_on(out: Path, kind: str, source: str, name: str, rank: int = 0, workers: 
     write(out, name, engine.state())
 
 
-def alone(out: Path) -> dict:
+def alone(_: int, out: Path) -> dict:
     engine = build("torch")
     train(engine, 0, HALF)
     write(out, "torch-half", engine.state())
@@ -190,27 +189,12 @@ def four(rank: int, out: Path) -> dict:
     return {}
 
 
-def worker(rank: int, workers: int, out: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{out}/meet-{workers}", rank=rank, world_size=workers)
-    facts = {2: pair, 4: four}[workers](rank, out)
-    if rank == 0:
-        (out / f"facts-{workers}.json").write_text(json.dumps(facts))
-    leave()
-
-
-def leave() -> None:
-    """End this process past Python's finalisers: tensors that gloo's threads still hold there abort it, at random."""
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)
+def worker(rank: int, workers: int, port: int, out: Path) -> None:
+    with joined(rank, workers, port):
+        facts = {1: alone, 2: pair, 4: four}[workers](rank, out)
+        if rank == 0:
+            (out / f"facts-{workers}.json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":
-    workers, out = int(sys.argv[1]), Path(sys.argv[2])
-    torch.set_num_threads(1)
-    if workers == 1:
-        (out / "facts-1.json").write_text(json.dumps(alone(out)))
-    else:
-        mp.spawn(worker, (workers, out), nprocs=workers)
+    start(worker, int(sys.argv[1]), Path(sys.argv[2]))
