@@ -255,7 +255,9 @@ def test_a_large_picture_is_worked_on_small_and_its_mask_is_whole(run, tmp_path)
 
 
 def test_pictures_are_worked_on_at_the_size_of_the_run_s_masks_and_within_their_bound(run, monkeypatch):
-    kept = predict.kept_settings(run.masks).model_copy(update={"long_side": 900, "max_pixels": 250_000})
+    kept = predict.kept_settings(run.masks).model_copy(
+        update={"long_side": 900, "max_pixels": 250_000, "scales": (0.5,)}
+    )
     monkeypatch.setattr(predict, "kept_settings", lambda folder: kept)
     predictor = predict.predictor_of(run, 0.0, None, processes=0)
     assert predictor.long_side == 900 and predict.predictor_of(run, 0.0, 640, processes=0).long_side == 640

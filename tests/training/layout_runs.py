@@ -25,7 +25,7 @@ IRN = "irn"  # instead of a preset: IRN's network on the labels in OUT/labels
 
 
 def config_of(dataset: Path, engine: str, preset: str, world: int, *more: str) -> Config:
-    """Batches of 6, of which 4 have partners; 5 steps an epoch, 2 epochs of each phase."""
+    """Batches of 6, of which 4 have partners; 3 steps an epoch, 2 epochs of each phase."""
     name, zero = ENGINES[engine]
     keys = [
         f"method.preset={preset}",
