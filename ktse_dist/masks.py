@@ -13,6 +13,7 @@ from typing import get_args
 from tqdm import tqdm
 
 from ktse_dist.config import Config
+from ktse_dist.config.data import CACHE_KEYS
 from ktse_dist.config.stages import Masks
 from ktse_dist.config_file import merge, parse_override, told, validate
 from ktse_dist.data.index import Index
@@ -53,9 +54,7 @@ SETTABLE = (
     "ray.max_failures",
     "train.hang_seconds",
     "data.max_bad_fraction",
-    "data.cache.folder",
-    "data.cache.gigabytes",
-    "data.cache.deadline",
+    *CACHE_KEYS,
 )
 
 

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ktse_dist.config import Config
+from ktse_dist.config.data import CACHE_KEYS
 from ktse_dist.config.stages import Segment
 from ktse_dist.config_file import listed, merge, parse_override, told, validate
 from ktse_dist.data.mask_settings import keep_settings, kept_settings
@@ -37,8 +38,7 @@ from ktse_dist.training.setup import start_logging
 
 SMALL = "efficientnet_lite0"
 SECTIONS = ("segment", "train", "optimiser", "model", "engine", "ray", "kernels")
-CACHE = ("data.cache.folder", "data.cache.gigabytes", "data.cache.deadline")
-KEYS = ("data.crop", "data.workers", "data.max_bad_fraction", *CACHE, "masks.processes")
+KEYS = ("data.crop", "data.workers", "data.max_bad_fraction", *CACHE_KEYS, "masks.processes")
 # What the training does not look at, or only the test: these may change when it goes on.
 # model.weights: only the first step looks at them, and by default their path is that of the run, which may be moved
 FREE = frozenset(

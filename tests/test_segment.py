@@ -1,6 +1,7 @@
 """Stage 2: from the masks of a run to a segmentation network, its masks and its score."""
 
 import json
+import logging
 import random
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ktse_dist import evaluate, segment
+from ktse_dist import evaluate, export, segment
 from ktse_dist.config.method import Network
 from ktse_dist.config_file import load_config
 from ktse_dist.data.index import Index
@@ -135,6 +136,15 @@ def test_workers_agree_on_precision_and_on_where_weights_lie(masked_run):
     config = segment.stage2(masked_run, ["train.precision=auto", "model.weights=w/x.safetensors"])
     assert config.train.precision in ("bf16", "fp32")
     assert config.model.weights == Path("w/x.safetensors").absolute()
+
+
+def test_the_export_of_a_network_of_other_masks_says_so(tested_run, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(export, "save_onnx", lambda path, segmenter: path.write_bytes(b""))  # tracing takes long
+    for name, said in (("first.onnx", False), ("second.onnx", True)):
+        with caplog.at_level(logging.WARNING, "ktse"):
+            export.main(["--run", str(tested_run.path), "--format", "onnx", "--out", str(tmp_path / name)])
+        assert ("other masks than those" in caplog.text) == said
+        tested_run.segment.learnt_masks_file.write_text("of other masks")
 
 
 def test_a_full_cache_may_be_enlarged(masked_run):

@@ -16,6 +16,9 @@ class Cache(Model):
     deadline: float = Field(120, gt=0, le=86_400)  # seconds without an answer until the run gives up
 
 
+CACHE_KEYS = tuple(f"data.cache.{name}" for name in Cache.model_fields)
+
+
 class Data(Model):
     """Which pictures, and how a training crop is cut from one (docs/method.md 1.1)."""
 

@@ -27,24 +27,32 @@ def outputs_and_activations(backbone, head, images):
     return kept | {"cam_seg": cam_seg, "cam": cam_seg[:, 1:], "gpp": gpp, "outs": scores}
 
 
-@pytest.fixture(scope="module")
-def passes(filled_net, golden):
-    """Per golden case: the outputs, and the layers' activations.
-
-    In fp64: of fp32's rounding, which differs between processors, the published run's share alone is left.
-    """
-    images = {case: torch.from_numpy(golden("net_gpp_tiny")[f"{case}_x"]).double() for case in "ab"}
-    found = {case: outputs_and_activations(*(part.double() for part in filled_net), images[case]) for case in "ab"}
+def passes_of(filled_net, golden, dtype: torch.dtype) -> dict[str, dict[str, torch.Tensor]]:
+    """Per golden case: the outputs, and the layers' activations."""
+    images = {case: torch.from_numpy(golden("net_gpp_tiny")[f"{case}_x"]).to(dtype) for case in "ab"}
+    found = {case: outputs_and_activations(*(part.to(dtype) for part in filled_net), images[case]) for case in "ab"}
     for part in filled_net:
         part.float()
     return found
 
 
+@pytest.fixture(scope="module")
+def passes(filled_net, golden):
+    return passes_of(filled_net, golden, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def exact_passes(filled_net, golden):
+    """Of fp32's rounding, which differs between processors, the published run's share alone is left."""
+    return passes_of(filled_net, golden, torch.float64)
+
+
 @pytest.mark.parametrize("case", "ab")
 @pytest.mark.parametrize("output", ["cam_seg", "cam", "gpp", "outs"])
-def test_network_gives_the_published_outputs(passes, golden, case, output):
+def test_network_gives_the_published_outputs(passes, exact_passes, golden, case, output):
     expected = golden("net_gpp_tiny")[f"{case}_{output}"]
-    np.testing.assert_allclose(passes[case][output].numpy(), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(exact_passes[case][output].numpy(), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(passes[case][output].numpy(), expected, rtol=1e-4, atol=1e-5 * expected.std())
 
 
 @pytest.mark.parametrize("case", "ab")
